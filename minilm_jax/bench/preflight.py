@@ -10,7 +10,7 @@ upper limits. No TPU has confirmed the numbers. `optimal_seconds` of XLA is not 
 subtracts a second for each unknown operation.
 
 A GPU has no estimated time. Without a card the compiler measures no kernels, so the run may choose
-others; bytes differ by less than 1% between the choices.
+others; bytes differed by at most 1.01% between the choices in six programs.
 """
 
 import dataclasses
