@@ -73,7 +73,7 @@ setuptools.setup(
         'completion': ['shtab>=1.10.0'],  # what minilm completion writes scripts with
         # What minilm preflight compiles for NVIDIA GPUs with: the compiler, without the libraries of a run.
         'preflight-cuda': ['jax[cuda12-local]', 'nvidia-cuda-nvcc-cu12>=12.6.85'],
-        'peers': ['torch>=2.4'],  # what minilm bench --against=torch times
+        'peers': ['torch>=2.4'],  # what minilm bench --compare_with=torch times
         'test': ['minilm_jax[data]', 'beartype>=0.20', 'hypothesis>=6.100', 'ipykernel>=6.29', 'nbclient>=0.10',
                  'pytest>=8.0', 'pytest-xdist>=3.6.1',
                  'safetensors>=0.4.3', 'scikit-learn>=1.5', 'setuptools>=65.5', 'shtab>=1.10.0', 'zstandard>=0.22'],

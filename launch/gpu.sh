@@ -15,7 +15,11 @@ refuse() {
 
 dry_run=''
 if [[ ${1:-} == --dry_run ]]; then dry_run=yes && shift; fi
-if [[ ${1:-} == --check ]]; then set -- device-check --workdir="${2:-runs/device-check}" "${@:3}"; fi
+peers=''
+if [[ ${1:-} == --check ]]; then
+  peers=,peers # PyTorch, to compare with
+  set -- device-check --workdir="${2:-runs/device-check}" "${@:3}"
+fi
 command -v nvidia-smi >/dev/null ||
   refuse 'a GPU' 'no nvidia-smi on PATH' 'install the NVIDIA driver; without a GPU, use launch/test.sh'
 gpu=$(nvidia-smi --query-gpu=driver_version,name --format=csv,noheader | head -n 1) ||
@@ -31,11 +35,11 @@ else
 fi
 echo "driver $gpu: extra [$extra]"
 if [[ $dry_run ]]; then
-  printf 'install_minilm %q\n' "$extra"
+  printf 'install_minilm %s\n' "$extra$peers"
   [[ $# -eq 0 ]] || { printf '%q ' "$venv/bin/minilm" "$@" && echo; }
   exit
 fi
-install_minilm "$extra"
+install_minilm "$extra$peers"
 "$venv/bin/python" -c 'import jax; print(jax.devices("gpu"))' ||
   refuse 'JAX on the GPU' 'no GPU device (see the error above)' 'reinstall the driver'
 [[ $# -eq 0 ]] || exec "$venv/bin/minilm" "$@"

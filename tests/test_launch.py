@@ -232,7 +232,8 @@ def test_the_check_of_a_gpu_runs_the_device_check(
 ):
   fake_program('nvidia-smi', 'echo "580.65.06, NVIDIA H100"')
   result = launch(tmp_path, 'gpu.sh', '--dry_run', '--check', *folder)
-  *_, command = result.stdout.splitlines()
+  *_, install, command = result.stdout.splitlines()
+  assert install == 'install_minilm cuda13,peers'
   name = r'my\ results' if folder else 'runs/device-check'
   assert command.split('/minilm ')[1].strip() == f'device-check --workdir={name}'
 

@@ -110,7 +110,7 @@ GPUS = {
     **_HOPPER,
   ),
   'h200': Gpu(
-    name='NVIDIA H200 141GB HBM3e',
+    name='NVIDIA H200',
     processors=132,
     memory=151_397_597_184,
     bandwidth=4800e9,

@@ -51,7 +51,7 @@ def time_trainer(threads: int, task: TrainerTask) -> Callable[[int], dict[str, f
           max_grad_norm=1.0,
           lr_scheduler_type='linear',
           warmup_steps=0,
-          use_cpu=True,
+          use_cpu=not torch.cuda.is_available(),
           logging_strategy='no',
           save_strategy='no',
           report_to='none',
@@ -140,4 +140,8 @@ def compute_mean_loss(
   model.eval()
   parts = [examples[first : first + _EVAL_ROWS] for first in range(0, len(examples), _EVAL_ROWS)]
   with torch.no_grad():
-    return sum(len(part) * model(**collate(part)).loss.item() for part in parts) / len(examples)
+    batches = ({name: x.to(model.device) for name, x in collate(part).items()} for part in parts)
+    losses = (
+      len(part) * model(**batch).loss.item() for part, batch in zip(parts, batches, strict=True)
+    )
+    return sum(losses) / len(examples)

@@ -41,7 +41,7 @@ def measure_peak_flops(dtype: str, side: int) -> float:
     # Scaled so that a product is as large as its factors.
     return jax.random.normal(key, (side, side), dtype) / math.sqrt(side)
 
-  return _measure_rate(lambda x, y: (y @ x).astype(dtype), init, 2 * side**3)
+  return measure_rate(lambda x, y: (y @ x).astype(dtype), init, 2 * side**3)
 
 
 def measure_bandwidth(size: int = 0) -> float:
@@ -51,10 +51,10 @@ def measure_bandwidth(size: int = 0) -> float:
     size: bytes of each array on a device; 0 chooses a size that exceeds every cache.
   """
   size = size or (64 if jax.default_backend() == 'cpu' else 512) << 20
-  return _measure_rate(lambda x, y: x / 2 + y, lambda key: jnp.ones(size // 4), 3 * size)
+  return measure_rate(lambda x, y: x / 2 + y, lambda key: jnp.ones(size // 4), 3 * size)
 
 
-def _measure_rate(
+def measure_rate(
   update: Callable[[Any, Any], Any], init: Callable[[Any], Any], work: float
 ) -> float:
   """Returns work a second of all devices, each of which repeats `x = update(x, y)`.
@@ -123,10 +123,17 @@ def describe_machine() -> str:
 
 
 def list_versions(*libraries: str) -> dict[str, str]:
-  """Returns the versions of Python, of the packages that determine speed, and of `libraries`."""
-  return {'python': platform.python_version()} | {
+  """Returns the versions of Python, of the packages that determine speed, and of `libraries`.
+
+  On an accelerator, `platform` is the version of its runtime, such as that of CUDA.
+  """
+  versions = {'python': platform.python_version()} | {
     name: importlib.metadata.version(name) for name in _PACKAGES + libraries
   }
+  device = jax.devices()[0]
+  if device.platform != 'cpu':
+    versions['platform'] = ' '.join(device.client.platform_version.split())
+  return versions
 
 
 def describe_conditions(load_before: float, *libraries: str) -> dict[str, Any]:

@@ -36,6 +36,8 @@ _RETAIN_MEMORY = {
   'MALLOC_TOP_PAD_': (-2, 64 << 20),
 }
 _UNKNOWN_GPU_BYTES = 64 << 30
+# GPUs whose name by the driver has no size.
+_GPU_GIBIBYTES = {'T4': 16, 'L4': 24, 'RTX 4090': 24, 'H200': 141}
 _HEAP_BYTES = 512 << 20  # address space for temporaries; untouched pages take no memory
 _MADV_HUGEPAGE = 14  # advice of madvise(2)
 # Settings of libtpu without a TPU: no metadata server, no exclusive lock, no warnings.
@@ -195,15 +197,17 @@ def read_free_bytes(device: Any) -> int | None:
 def read_gpu_bytes(device: Any) -> int:
   """Returns the memory of a GPU in bytes.
 
-  The name of the GPU comes first, as in "NVIDIA H100 80GB HBM3". An absent GPU has this name too, so
-  a preflight and a run agree. A name without a size (Tesla T4) leaves the limit of the allocator, or
-  64 GiB for an absent GPU; preflight and run may then differ.
+  The name of the GPU comes first, as in "NVIDIA H100 80GB HBM3" or "Tesla T4". An absent GPU has this
+  name too, so a preflight and a run agree. An unknown name without a size leaves the limit of the
+  allocator, or 64 GiB for an absent GPU; preflight and run may then differ.
   """
   import jax
 
-  named = re.search(r'(\d+) ?GB', device.device_kind)
-  if named:
-    return int(named[1]) << 30
+  name = device.device_kind
+  named = re.search(r'(\d+) ?GB', name)
+  known = [size for end, size in _GPU_GIBIBYTES.items() if name.endswith(f' {end}')]
+  if named or known:
+    return (int(named[1]) if named else known[0]) << 30
   try:
     stats = device.memory_stats() or {}
   except jax.errors.JaxRuntimeError:  # an absent GPU

@@ -32,7 +32,7 @@ def test_a_rate_counts_every_device_and_repetition(monkeypatch):
   ticks = iter(range(100))
   monkeypatch.setattr(machine, '_MIN_SECONDS', 7)
   monkeypatch.setattr(machine.time, 'perf_counter', lambda: next(ticks))
-  rate = machine._measure_rate(lambda x, y: x + y, lambda key: jnp.ones(4), 10)
+  rate = machine.measure_rate(lambda x, y: x + y, lambda key: jnp.ones(4), 10)
   assert rate == pytest.approx(10 * jax.device_count() * 7)
 
 

@@ -125,12 +125,14 @@ def test_no_array_is_as_large_as_the_logits(arguments: tuple[Any, ...]):
     (64, 'tpu', '', 2),
     (256, 'gpu', 'NVIDIA H100 80GB HBM3', 2),
     (256, 'gpu', 'Tesla V100-SXM2-16GB', 8),
-    (256, 'gpu', 'NVIDIA L4', 4),  # the limit of its allocator is 24 GiB
+    (256, 'gpu', 'NVIDIA L4', 4),
+    (256, 'gpu', 'NVIDIA H200', 1),
+    (256, 'gpu', 'NVIDIA TITAN V', 16),  # the limit of its allocator is 6 GiB
   ],
 )
 def test_blocks_divide_the_rows_and_fit(rows: int, platform: str, kind: str, count: int):
   device = mock.Mock(spec=jax.Device, platform=platform, device_kind=kind)
-  device.memory_stats.return_value = {'bytes_limit': 24 << 30}
+  device.memory_stats.return_value = {'bytes_limit': 6 << 30}
   assert cross_entropy.logit_blocks(rows, 20, 19_010, device) == count
 
 
