@@ -1,8 +1,15 @@
-"""Normalises the Unicode of text, and lists the marks that belong to the letter before them."""
+"""Normalises the Unicode of text, escapes U+2581, and lists the marks of letters.
+
+A tokenizer with the notation of SentencePiece writes U+2581 for a space, and so would read the letter
+U+2581 of a text as a space. The letter is therefore encoded as U+FDD0, which Unicode reserves for
+the internal use of programs. Both have three bytes in UTF-8.
+"""
 
 import unicodedata
 
 NORMALIZATION = 'NFC'  # of all text of a corpus, of word lists, and of texts that a model reads
+SPACE_MARK = '\u2581'  # of SentencePiece, in place of a space
+_ESCAPED_MARK = '\ufdd0'
 _END_OF_MARKS = 0x1F000  # higher planes have variation selectors alone
 
 
@@ -24,3 +31,17 @@ def normalize_text(text: str) -> str:
   (5, 4)
   """
   return text if text.isascii() else unicodedata.normalize(NORMALIZATION, text)
+
+
+def escape_space_mark(text: str) -> str:
+  """Returns a text in which U+2581 is no space for a tokenizer; see `unescape_space_mark`."""
+  return text.replace(SPACE_MARK, _ESCAPED_MARK)
+
+
+def unescape_space_mark(text: str) -> str:
+  """Returns the text of a result of `escape_space_mark`.
+
+  >>> unescape_space_mark(escape_space_mark('a\u2581b')) == 'a\u2581b'
+  True
+  """
+  return text.replace(_ESCAPED_MARK, SPACE_MARK)

@@ -1,8 +1,9 @@
 """Trains, loads and measures SentencePiece tokenizers.
 
 The five special pieces have the first ids. Text is encoded unchanged except for repeated spaces:
-callers lower-case it and add `<s>` and `</s>`. Tokenizers of imported models load through the same
-class (`wrapped_tokenizer.py`).
+callers lower-case it and add `<s>` and `</s>`. The letter U+2581 in a text is no space
+(`normalization.escape_space_mark`). Tokenizers of imported models load through the same class
+(`wrapped_tokenizer.py`).
 """
 
 import functools
@@ -27,9 +28,13 @@ from minilm_jax.core.corpus_config import (
 )
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import wrapped_tokenizer
-from minilm_jax.data.normalization import normalize_text
+from minilm_jax.data.normalization import (
+  SPACE_MARK,
+  escape_space_mark,
+  normalize_text,
+  unescape_space_mark,
+)
 
-_WORD_MARKER = '\u2581'  # replaces the space before a word in SentencePiece
 # A serialized ModelProto with normalizer_spec.add_dummy_prefix=False. Protocol buffers merge
 # concatenated messages, so a model file followed by these bytes adds no space before a text.
 _NO_DUMMY_PREFIX = bytes((3 << 3 | 2, 2, 3 << 3, 0))
@@ -67,9 +72,11 @@ class Tokenizer:
 
   def __init__(self, model: bytes):
     self._is_wrapped, self.between = wrapped_tokenizer.is_wrapped(model), 2
+    self._reads_mark_as_space = True
     if self._is_wrapped:
       self._processor = wrapped_tokenizer.WrappedTokenizer(model)
       self.between = self._processor.between
+      self._reads_mark_as_space = self._processor.reads_mark_as_space
     else:
       self._processor = sentencepiece.SentencePieceProcessor()
       self._processor.LoadFromSerializedProto(model)
@@ -79,7 +86,7 @@ class Tokenizer:
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
     """Returns the ids of each text, without special ids: `<mask>` in a text is plain text."""
-    return self._processor.encode(list(texts))
+    return self._processor.encode([self._escape(text) for text in texts])
 
   def encode_parts(self, parts: Sequence[str]) -> list[list[int]]:
     """Returns the ids of each part of a text that special tokens divide.
@@ -96,8 +103,11 @@ class Tokenizer:
 
   def _encode_continuation(self, text: str) -> list[int]:
     if isinstance(self._processor, wrapped_tokenizer.WrappedTokenizer):
-      return self._processor.encode_continuation(text)
-    return self._continuation_processor.encode([text])[0]
+      return self._processor.encode_continuation(self._escape(text))
+    return self._continuation_processor.encode(self._escape(text))
+
+  def _escape(self, text: str) -> str:
+    return escape_space_mark(text) if self._reads_mark_as_space else text
 
   @functools.cached_property
   def _continuation_processor(self) -> Any:
@@ -111,7 +121,8 @@ class Tokenizer:
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of a sequence of ids, without special pieces."""
-    return self._processor.decode([int(i) for i in ids])
+    text = self._processor.decode([int(i) for i in ids])
+    return unescape_space_mark(text) if self._reads_mark_as_space else text
 
   def piece(self, id: int) -> str:
     """Returns the piece of an id, with U+2581 for the space before a word."""
@@ -123,7 +134,7 @@ class Tokenizer:
 
   def starts_word(self) -> tuple[bool, ...]:
     """Returns whether the piece of each id begins a word."""
-    return tuple(self.piece(i).startswith(_WORD_MARKER) for i in range(self.size))
+    return tuple(self.piece(i).startswith(SPACE_MARK) for i in range(self.size))
 
   def count_bytes(self) -> tuple[int, ...]:
     """Returns the UTF-8 bytes of text of each id: 1 for a byte piece, 0 for special pieces.
@@ -138,7 +149,7 @@ class Tokenizer:
       return self._processor.count_bytes(id)
     if self._processor.is_byte(id):
       return 1
-    return len(self.piece(id).replace(_WORD_MARKER, ' ').encode())
+    return len(self.piece(id).replace(SPACE_MARK, ' ').encode())
 
 
 def train_tokenizer(texts: Iterable[str], model: str, size: int, path: epath.PathLike) -> Tokenizer:
@@ -194,8 +205,8 @@ def _train_sentencepiece(texts: Iterable[str], model: str, size: int) -> Tokeniz
 
 
 def _prepare_training_text(text: str) -> str:
-  """Returns a text without the character and the words that SentencePiece cannot train on."""
-  text = text.replace(_UNKNOWN_MARK, ' ')
+  """Returns a text without the characters and the words that SentencePiece cannot train on."""
+  text = escape_space_mark(text.replace(_UNKNOWN_MARK, ' '))
   return _LONG_WORD.sub(r'\g<0> ', text) if len(text) > _MAX_WORD_CHARS else text
 
 
@@ -287,7 +298,7 @@ def measure_esms(tokenizer: Tokenizer, reference: Mapping[str, Sequence[str]] = 
   """
   score = 0
   for parts, ids in zip(reference.values(), tokenizer.encode(list(reference)), strict=True):
-    pieces = (tokenizer.piece(i).strip(_WORD_MARKER).replace('#', '').replace('_', '') for i in ids)
+    pieces = (tokenizer.piece(i).strip(SPACE_MARK).replace('#', '').replace('_', '') for i in ids)
     pieces = [piece for piece in pieces if piece]
     if len(pieces) > 1 and any(len(piece) > 1 for piece in pieces):
       score += sum(piece in parts for piece in pieces)

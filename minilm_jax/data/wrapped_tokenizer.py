@@ -9,8 +9,8 @@ pieces, and the other library ids follow in order. Masks and pads can then rely 
 import permutes the embedding table once.
 
 Pieces have the notation of SentencePiece: WordPiece `##ing` becomes `ing` and `the` becomes `▁the`;
-incomplete UTF-8 becomes `<0xE2>`. A `WrappedTokenizer` has the methods of
-`SentencePieceProcessor` that `Tokenizer` calls. `hf_import.py` writes the files.
+incomplete UTF-8 becomes `<0xE2>`; the letter `▁` becomes U+FDD0. A `WrappedTokenizer` has the
+methods of `SentencePieceProcessor` that `Tokenizer` calls. `hf_import.py` writes the files.
 """
 
 import functools
@@ -23,11 +23,11 @@ from typing import Any
 from minilm_jax.core import files
 from minilm_jax.core.corpus_config import UNKNOWN_ID
 from minilm_jax.core.errors import COUNT, TEXT, InputError, find_schema_fault
+from minilm_jax.data.normalization import SPACE_MARK, escape_space_mark
 
-_SPACE = '\u2581'
 _MAX_VOCAB_SIZE = 1 << 24
 _PREFIX_STEPS = ('normalizer', 'pre_tokenizer')  # may add a space before a text
-_BYTE_PIECE = re.compile(f'{_SPACE}?<0x[0-9A-F]{{2}}>')
+_BYTE_PIECE = re.compile(f'{SPACE_MARK}?<0x[0-9A-F]{{2}}>')
 _PACK_SCHEMA = {'tokenizer': {'model': {'type': TEXT}}, 'special': {}, 'between': COUNT}
 
 
@@ -57,6 +57,7 @@ class WrappedTokenizer:
   Attributes:
     between: Number of `</s>` between two texts.
     order: Library id of each of our ids.
+    reads_mark_as_space: Whether the letter U+2581 in a text has the ids of a space.
   """
 
   def __init__(self, model: bytes):
@@ -86,6 +87,7 @@ class WrappedTokenizer:
     self.order = order_ids(special_ids, size)
     self._new_ids = {library_id: new_id for new_id, library_id in enumerate(self.order)}
     to_notation = _make_notation(pack['tokenizer'])
+    self.reads_mark_as_space = to_notation is _keep_piece
     self._has_byte_letters = to_notation is _decode_byte_letters
     self._has_byte_pieces = bool(pack['tokenizer']['model'].get('byte_fallback'))
     self._library_pieces = {number: piece for piece, number in vocabulary.items()}
@@ -133,7 +135,7 @@ class WrappedTokenizer:
     piece = self.id_to_piece(id)
     if self._has_byte_pieces and _BYTE_PIECE.fullmatch(piece):
       return 1
-    return len(piece.replace(_SPACE, ' ').encode())
+    return len(piece.replace(SPACE_MARK, ' ').encode())
 
   def piece_to_id(self, piece: str) -> int:
     """Returns the id of a piece, or `UNKNOWN_ID`."""
@@ -199,12 +201,23 @@ def _make_notation(tokenizer: Mapping[str, Any]) -> Callable[[str], str]:
   model = tokenizer['model']
   if model['type'] == 'WordPiece':
     prefix = model.get('continuing_subword_prefix', '##')
-    return lambda piece: piece[len(prefix) :] if piece.startswith(prefix) else _SPACE + piece
+
+    def mark_start(piece: str) -> str:
+      is_part, piece = piece.startswith(prefix), escape_space_mark(piece)
+      return piece[len(prefix) :] if is_part else SPACE_MARK + piece
+
+    return mark_start
   parts = tokenizer.get('pre_tokenizer') or {}
   kinds = {part['type'] for part in (parts, *parts.get('pretokenizers', ())) if 'type' in part}
   if 'ByteLevel' in kinds:
     return _decode_byte_letters
-  return (lambda piece: piece) if 'Metaspace' in kinds else (lambda piece: _SPACE + piece)
+  if 'Metaspace' in kinds:
+    return _keep_piece
+  return lambda piece: SPACE_MARK + escape_space_mark(piece)
+
+
+def _keep_piece(piece: str) -> str:
+  return piece
 
 
 def _map_byte_letters() -> dict[str, int]:
@@ -227,6 +240,6 @@ def _decode_byte_letters(piece: str) -> str:
     return piece  # an added token
   data = bytes(_BYTES[letter] for letter in piece)
   try:
-    return data.decode().replace(' ', _SPACE)
+    return escape_space_mark(data.decode()).replace(' ', SPACE_MARK)
   except UnicodeDecodeError:
     return ''.join(f'<0x{byte:02X}>' for byte in data)

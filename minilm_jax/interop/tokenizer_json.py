@@ -1,8 +1,8 @@
 """Converts a SentencePiece tokenizer to a tokenizer.json of Hugging Face's `tokenizers`.
 
 The model file of SentencePiece has pieces with scores. Normalization is code, which becomes steps
-of `tokenizers`: NFC, lower case, single spaces, no trailing spaces, a space before the text,
-`U+2581` for a space. The merges of BPE follow from the pieces: two pieces merge if their
+of `tokenizers`: NFC, lower case, U+FDD0 for the letter U+2581, single spaces, no trailing spaces, a
+space before the text, U+2581 for a space. The merges of BPE follow from the pieces: two pieces merge if their
 concatenation is a piece, in the order of its score.
 
 Both tokenizers differ in these cases:
@@ -33,12 +33,11 @@ from minilm_jax.core.corpus_config import (
   UNKNOWN_ID,
 )
 from minilm_jax.core.errors import InputError
-from minilm_jax.data.normalization import NORMALIZATION
+from minilm_jax.data.normalization import NORMALIZATION, SPACE_MARK, escape_space_mark
 from minilm_jax.data.tokenizer import Tokenizer
 
 _SUBJECT = 'the tokenizer as a tokenizer.json'
 TOKENIZER_FILE, TOKENIZER_CONFIG = 'tokenizer.json', 'tokenizer_config.json'
-_SPACE = '\u2581'
 _NORMAL, _BYTE = 1, 6  # ModelProto.SentencePiece.Type in sentencepiece_model.proto
 _BPE, _UNIGRAM = 2, 1  # TrainerSpec.ModelType
 # A capital sigma at the end of a word: after a cased letter, and not before a cased letter.
@@ -127,10 +126,11 @@ def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     for number, piece in enumerate(SPECIAL_TOKENS)
   ]
   decoders = [
-    _replace({'String': _SPACE}, ' '),
+    _replace({'String': SPACE_MARK}, ' '),
     {'type': 'ByteFallback'},
     {'type': 'Fuse'},
     {'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0},
+    _replace({'String': escape_space_mark(SPACE_MARK)}, SPACE_MARK),
   ]
   return {
     'version': '1.0',
@@ -153,8 +153,9 @@ def _build_normalizer() -> dict[str, Any]:
       {'type': NORMALIZATION},
       _replace({'Regex': _FINAL_SIGMA}, 'ς'),
       {'type': 'Lowercase'},
+      _replace({'String': SPACE_MARK}, escape_space_mark(SPACE_MARK)),
       _replace({'Regex': ' {2,}'}, ' '),
-      _replace({'Regex': rf'[ {_SPACE}]+\z'}, ''),
+      _replace({'Regex': r' +\z'}, ''),
     ],
   }
 
@@ -164,7 +165,7 @@ def _build_pre_tokenizer(model: _Model) -> dict[str, Any]:
 
   The scheme 'first' adds no space after a special token.
   """
-  steps = [_replace_spaces(' ', 'first'), _replace_spaces(_SPACE, 'never')]
+  steps = [_replace_spaces(' ', 'first'), _replace_spaces(SPACE_MARK, 'never')]
   steps += [_split_special(model)] * (model.kind == _UNIGRAM)
   return {'type': 'Sequence', 'pretokenizers': steps}
 

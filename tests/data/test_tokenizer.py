@@ -48,12 +48,31 @@ def test_training_is_reproducible_and_survives_loading(tmp_path, model: str):
 
 
 @pytest.mark.parametrize(
-  'text', [TEXTS[0], 'unseen wörds, 1,234 ☃ snowmen!', 'a\tb\u00a0c', 'ＦＵＬＬ width', '']
+  'text',
+  [
+    TEXTS[0],
+    'unseen wörds, 1,234 ☃ snowmen!',
+    'a\tb\u00a0c',
+    'ＦＵＬＬ width',
+    '',
+    '▁',
+    '▁▁a ▁ b▁c ▁',
+  ],
 )
 def test_decoding_restores_the_text(large, text: str):
   (ids,) = large.encode([text])
   assert large.decode(ids) == large.decode([BEGIN_ID, *ids, END_ID, PAD_ID]) == text
   assert UNKNOWN_ID not in ids
+
+
+def test_the_letter_of_the_space_mark_is_no_space(large, small):
+  for trained in (large, small):
+    for text, spaced in (('king▁queen', 'king queen'), ('▁king', ' king'), ('king▁', 'king')):
+      ids, spaced_ids = trained.encode([text, spaced])
+      assert ids != spaced_ids and trained.encode_parts(['', text])[1] != spaced_ids
+    starts = trained.starts_word()
+    assert sum(starts[i] for i in trained.encode(['king▁queen'])[0]) == 1
+  assert large.decode(large.encode_parts(['the ', '▁king'])[1]) == '▁king'
 
 
 def test_text_never_gives_special_ids(large, small):
@@ -77,9 +96,9 @@ def test_long_texts_are_not_skipped(tmp_path):
 
 @pytest.mark.parametrize('model', ['bpe', 'unigram'])
 def test_texts_with_block_characters_are_trained_on(tmp_path, model: str):
-  lines = [f'{text} ▂▃▄▅▆▇█' for text in TEXTS]
+  lines = [f'{text} ▁▂▃▄▅▆▇█' for text in TEXTS]
   trained = tokenizer.train_tokenizer(lines, model, 650, tmp_path / 'a.model')
-  text = f'{TEXTS[0]} ▇▅▅▂ king ▅'
+  text = f'{TEXTS[0]} ▁▂▁▁▇▅▅▂ king ▅'
   (ids,) = trained.encode([text])
   assert trained.decode(ids) == text and UNKNOWN_ID not in ids
   assert len(trained.encode(['king'])[0]) < 4 and trained.id('▆') != UNKNOWN_ID
@@ -164,6 +183,7 @@ def test_parts_of_spaces_have_no_ids(large):
     ('größe café naïve', 21),
     ('мы видели дом', 25),
     ('<0x41> 11', 10),
+    ('a▁b ▁', 10),
     ('the king', 9),
   ],
 )

@@ -88,17 +88,49 @@ def test_the_bytes_of_byte_level_pieces_are_the_bytes_of_the_text(text: str, siz
   assert sum(piece_bytes[i] for i in wrapped.encode([' ' + text])[0]) == size
 
 
-def test_the_bytes_of_fallback_pieces_are_single(library):
+def wrap_with_byte_pieces(library: Any) -> Tokenizer:
   trained, special = train(library, 'Metaspace')
   content = json.loads(trained.to_str())
-  size = len(content['model']['vocab'])
   content['model']['vocab'] += [[f'<0x{byte:02X}>', -9.0] for byte in range(256)]
   content['model'] |= {'byte_fallback': True}
+  content['decoder'] = {
+    'type': 'Sequence',
+    'decoders': [{'type': 'ByteFallback'}, {'type': 'Fuse'}, content['decoder']],
+  }
   ids = dict(zip(SPECIAL_TOKENS, map(trained.token_to_id, special), strict=True))
   wrapped = Tokenizer(pack_tokenizer(content, ids, 2))
-  assert wrapped.size == size + 256
+  assert wrapped.size == trained.get_vocab_size() + 256
+  return wrapped
+
+
+def test_the_bytes_of_fallback_pieces_are_single(library):
+  wrapped = wrap_with_byte_pieces(library)
   piece_bytes = wrapped.count_bytes()
   assert sum(piece_bytes[i] for i in wrapped.encode(['the 鿕'])[0]) == 8  # with the first space
+
+
+@pytest.mark.parametrize('kind', [*TRAINERS, 'byte pieces'])
+def test_the_letter_of_the_space_mark_is_no_space(kind: str, library):
+  wrapped = wrap_with_byte_pieces(library) if kind == 'byte pieces' else wrap(*train(library, kind))
+  ids, spaced_ids, *part_ids = [
+    *wrapped.encode(['dog▁tree', 'dog tree']),
+    *wrapped.encode_parts(['dog', '▁tree']),
+  ]
+  assert ids != spaced_ids and part_ids[1] != wrapped.encode_parts(['dog', ' tree'])[1]
+  if kind in ('ByteLevel', 'byte pieces'):  # the others have no piece of the letter
+    assert wrapped.decode(ids) == 'dog▁tree'
+
+
+def test_a_piece_of_the_space_mark_has_three_bytes(library):
+  trained, special = train(library, 'WordPiece')
+  content = json.loads(trained.to_str())
+  size = len(content['model']['vocab'])
+  content['model']['vocab'] |= {'▁': size, '##▁': size + 1}
+  ids = dict(zip(SPECIAL_TOKENS, map(trained.token_to_id, special), strict=True))
+  wrapped = Tokenizer(pack_tokenizer(content, ids, 1))
+  (letters,) = wrapped.encode(['▁▁'])
+  assert [wrapped.count_bytes()[i] for i in letters] == [4, 3]  # the first with a space
+  assert [wrapped.starts_word()[i] for i in letters] == [True, False]
 
 
 @pytest.mark.parametrize('kind', ['WordPiece', 'ByteLevel'])

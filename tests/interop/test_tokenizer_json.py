@@ -139,9 +139,12 @@ def test_rows_are_built_and_truncated_equally(tokenizer: Tokenizer):
 
 def test_ids_are_decoded_equally(tokenizer: Tokenizer):
   fast = open_converted(tokenizer)
-  for text in ('the small model .', 'no pads , and no loss', ''):
+  texts = ['the small model .', 'no pads , and no loss', '']
+  if tokenizer.size == 800:  # SentencePiece decodes unknown letters to ⁇
+    texts += ['▁▁the ▁ model▁']
+  for text in texts:
     ids = tokenizer.encode([text])[0]
-    assert fast.decode([BEGIN_ID, *ids, END_ID]) == tokenizer.decode(ids)
+    assert fast.decode([BEGIN_ID, *ids, END_ID]) == tokenizer.decode(ids) == text
 
 
 @pytest.mark.parametrize(
