@@ -12,6 +12,7 @@ Links are followed. A folder that several links reach counts once.
 import glob
 import os
 import pathlib
+import posixpath
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -24,6 +25,7 @@ _NAME_AT_STEP = re.compile(r'(.+)@(\d{1,18}|all)', re.DOTALL)
 _Path: Any = type(epath.Path())  # a class of `epath` for this platform
 _SUFFIX = re.compile(r'@\w+$')  # a step, or a unit of a source
 _HOME = re.compile(r'~(?=$|[/\\])')
+_BUCKET = re.compile(r'(\w+://[^/]+)(.*)', re.DOTALL)  # of a remote path, as in gs://bucket/folder
 
 
 def expand_home(path: epath.PathLike) -> str:
@@ -33,21 +35,42 @@ def expand_home(path: epath.PathLike) -> str:
 
 
 def resolve_links(path: epath.PathLike) -> str:
-  """Returns the absolute path without links; a remote path is unchanged."""
+  """Returns the absolute path without links, `.`, `..` and a final slash; a bucket has no links.
+
+  >>> resolve_links('gs://bucket/runs/./tiny/')
+  'gs://bucket/runs/tiny'
+  """
   text = expand_home(path)
   try:
-    return text if '://' in text else os.path.realpath(text)
+    return _join_bucket(text) if _split_bucket(text)[0] else os.path.realpath(text)
   except ValueError:  # a text that is no path, such as one with a NUL
     return text
 
 
-def link_to(target: epath.PathLike, folder: epath.PathLike) -> str:
-  """Returns the path of a target relative to a folder, or '' if one of them is empty or remote.
+def _split_bucket(path: str) -> tuple[str, str]:
+  """Returns scheme and bucket of a remote path, or '' for a local path, and the path inside."""
+  match = _BUCKET.fullmatch(path)
+  return (match[1], match[2]) if match else ('', path)
 
-  A folder stores it beside the name of the target, for `follow_reference`.
+
+def _join_bucket(path: str, link: str = '') -> str:
+  """Returns a remote path followed by a relative path, without `.`, `..` and double slashes."""
+  bucket, inner = _split_bucket(path)
+  return bucket + posixpath.normpath('/' + f'{inner}/{link}'.lstrip('/'))
+
+
+def link_to(target: epath.PathLike, folder: epath.PathLike) -> str:
+  """Returns the path of a target relative to a folder.
+
+  A folder stores it beside the name of the target, for `follow_reference`. The result is '' for an
+  empty target, and if the two are in different buckets or one of them is local.
   """
-  ends = resolve_links(target) if os.fspath(target) else '', resolve_links(folder)
-  return '' if not ends[0] or any('://' in end for end in ends) else os.path.relpath(*ends)
+  if not os.fspath(target):
+    return ''
+  (bucket, path), (start_bucket, start) = (
+    _split_bucket(resolve_links(end)) for end in (target, folder)
+  )
+  return os.path.relpath(path, start) if bucket == start_bucket else ''
 
 
 def follow_reference(name: str, folder: epath.PathLike, link: str = '') -> str:
@@ -64,13 +87,16 @@ def follow_reference(name: str, folder: epath.PathLike, link: str = '') -> str:
     The target of the link if it exists; else the first path that exists with the name relative to
     a parent of the folder; else the name.
   """
-  root = resolve_links(folder)
-  if '://' in root or '://' in name or not name:
+  if not name:
     return name
-  linked = os.path.normpath(os.path.join(root, link)) if link else ''
-  if linked and os.path.exists(linked):
-    return linked
-  if not os.path.isabs(name):
+  root = resolve_links(folder)
+  is_remote = bool(_split_bucket(root)[0])
+  if link:
+    path = _join_bucket(root, link) if is_remote else os.path.normpath(os.path.join(root, link))
+    if _exists(path):
+      return path
+  # A relative name in a bucket is that of a local folder.
+  if not is_remote and not os.path.isabs(name) and '://' not in name:
     for parent in pathlib.Path(root).parents:
       if (parent / name).exists():
         return str(parent / name)

@@ -256,7 +256,7 @@ def existing_export(workdir: str, identity: dict[str, Any]) -> dict[str, Any] | 
     record = files.read_object(
       folder / EXPORT_RECORD, f'the export in {folder}', dict.fromkeys(identity, ANY)
     )
-    if all(record[name] == value for name, value in identity.items()):
+    if all(paths.is_same(record[name], value) for name, value in identity.items()):
       return record
   raise InputError(f'an export to {folder}', 'other files in the folder', _OTHER_WORKDIR)
 

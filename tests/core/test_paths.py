@@ -169,6 +169,39 @@ def test_a_reference_is_found_after_its_folders_moved_together(folder: pathlib.P
   assert paths.link_to('', folder) == paths.link_to('gs://b/x', folder) == ''
 
 
+def test_a_reference_in_a_bucket_is_found_after_its_folders_moved_together(monkeypatch):
+  link = paths.link_to('gs://b/old/./runs/tiny/', 'gs://b/old/studies/ft')
+  assert link == '../../runs/tiny'
+  for target, workdir in (
+    ('gs://b/x', 'gs://other/x'),
+    ('s3://b/x', 'gs://b/x'),
+    ('gs://b/x', 'runs/ft'),
+    ('runs/x', 'gs://b/ft'),
+    ('', 'gs://b/ft'),
+  ):
+    assert paths.link_to(target, workdir) == ''
+  assert paths.link_to('gs://b/tiny', 'gs://b') == 'tiny'
+  existing = {'gs://b/old/runs/tiny', 'gs://c/a/new/runs/tiny', 'gs://c/runs/tiny'}
+  monkeypatch.setattr(paths, '_exists', existing.__contains__)
+  name = 'gs://b/old/runs/tiny'
+  for workdir, found in (
+    ('gs://b/old/studies/ft', name),
+    ('gs://c/a/new/studies/ft/', 'gs://c/a/new/runs/tiny'),
+    ('gs://c/studies/ft', 'gs://c/runs/tiny'),
+    ('gs://d/studies/ft', name),  # moved alone
+    ('studies/ft', name),
+  ):
+    assert paths.follow_reference(name, workdir, link) == found
+  assert paths.follow_reference('runs/tiny', 'gs://c/studies/ft') == 'runs/tiny'
+
+
+@pytest.mark.parametrize(
+  'name', ['gs://b/runs/tiny/', 'gs://b//runs/tiny', 'gs://b/x/../runs/tiny']
+)
+def test_names_of_one_folder_in_a_bucket_are_the_same(name: str):
+  assert paths.is_same(name, 'gs://b/runs/tiny') and not paths.is_same(name, 'gs://c/runs/tiny')
+
+
 def test_names_of_one_file_are_the_same_value(folder: pathlib.Path, monkeypatch):
   monkeypatch.setenv('HOME', str(folder))
   write_files('runs/tiny/a')

@@ -154,6 +154,12 @@ def test_other_files_are_not_changed(tmp_path: pathlib.Path):
   assert export.existing_export(str(tmp_path / 'a'), {'to': 'hf'}) == {'to': 'hf', 'more': 1}
   with pytest.raises(InputError, match='--workdir'):
     export.existing_export(str(tmp_path / 'a'), {'to': 'card'})
+  record = {'to': 'hf', 'checkpoint': 'runs/../runs/tiny'}
+  files.write_json(tmp_path / 'a' / export.EXPORT_RECORD, record)
+  identity = {'to': 'hf', 'checkpoint': str(pathlib.Path('runs/tiny').absolute())}
+  assert export.existing_export(str(tmp_path / 'a'), identity) == record
+  with pytest.raises(InputError, match='--workdir'):
+    export.existing_export(str(tmp_path / 'a'), identity | {'checkpoint': 'runs/other'})
   with pytest.raises(InputError, match='--workdir'):
     export.existing_export(str(tmp_path / 'a' / 'x'), {'to': 'hf'})
   with (
