@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,14 +23,23 @@ from minilm_jax.tasks.task import REGRESSION, Task, convert_task, find_task
 
 # Fraction of a training file that is reported if the recipe names no file for that split.
 _EVAL_FRACTION = 0.2
-_INDEX = re.compile('[0-9]{1,18}')
+_INDEX_COLUMN = 'idx'
+_INDEX = re.compile(r'([0-9]{1,18})(?:\.0*)?')  # tables write whole numbers as floats, as in 12.0
 
 
 class _Example(NamedTuple):
-  """Stores the texts and the label of an example, and its number in the official file."""
+  """Stores the texts and the label of an example.
+
+  Attributes:
+    texts: One or two texts.
+    label: Class index or number; -1 or NaN if the label is unknown.
+    row: Row number in the source, from 1.
+    number: Index in GLUE's official file.
+  """
 
   texts: tuple[str, ...]
   label: int | float
+  row: int
   number: int
 
   @property
@@ -145,8 +154,8 @@ def read_examples(task: Task, config: TaskConfig, split: str) -> Examples:
     split: Full name, one of `list_splits`.
 
   Raises:
-    InputError: The source lacks the split, a row is invalid, a label has too few examples to draw
-      from, or no example remains.
+    InputError: The source lacks the split, a row is invalid, a training example has no label, a
+      label has too few examples to draw from, or no example remains.
   """
   selected = _select(task, config, split)
   if not selected:
@@ -272,7 +281,7 @@ def _select(task: Task, config: TaskConfig, split: str) -> list[_Example]:
   """Returns the examples of a split that the recipe selects."""
   is_train, is_reported = split == 'train', split in list_splits(task, config.split)
   if loading.splits_training_file(config) and (is_train or is_reported):
-    examples = list(_read(task, config, 'train'))
+    examples = _read_training_examples(task, config)
     texts = [example.joined_text for example in examples]
     if config.per_label and config.eval_per_label:
       train, evaluation = loading.sample_balanced_splits(
@@ -282,6 +291,8 @@ def _select(task: Task, config: TaskConfig, split: str) -> list[_Example]:
     classes = None if task.kind == REGRESSION else [example.label for example in examples]
     held_out = loading.split_validation(texts, _EVAL_FRACTION, classes)
     examples = [example for i, example in enumerate(examples) if (i in held_out) != is_train]
+  elif is_train:
+    examples = _read_training_examples(task, config)
   else:
     examples = list(_read(task, config, split))
   per_label = config.per_label if is_train else config.eval_per_label if is_reported else 0
@@ -299,6 +310,25 @@ def _read_label_column(task: Task, config: TaskConfig) -> Iterator[Any]:
   for number, row in enumerate(loading.read_rows(task, config, 'train'), 1):
     require_columns(row, columns, f'row {number:,} of the train split of {task.name}')
     yield row[task.label]
+
+
+def _read_training_examples(task: Task, config: TaskConfig) -> list[_Example]:
+  """Returns the examples of the training split before any selection by hash or label.
+
+  Raises:
+    InputError: A label is unknown.
+  """
+  examples = list(_read(task, config, 'train'))
+  unlabelled = [example for example in examples if labels.is_unknown(example.label, task)]
+  if unlabelled:
+    first = unlabelled[0]
+    raise InputError(
+      f'training on {task.name}',
+      f'{len(unlabelled):,} of {len(examples):,} examples without a label, the first in row '
+      f'{first.row:,}: {first.texts[0]!r:.60}',
+      'label these rows or remove them from the training file',
+    )
+  return examples
 
 
 def _list_label_names(task: Task, examples: Sequence[_Example]) -> list[str]:
@@ -341,5 +371,25 @@ def _read(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
       filtered = texts if task.concatenate_fields else [row[field] for field in task.filter_fields]
       if not filters.is_inside_word_list(' '.join(filtered), words):
         continue
-    has_number = _INDEX.fullmatch(str(row.get('idx')))
-    yield _Example(texts, label, int(row['idx']) if has_number else number - 1)
+    has_submission = is_unscored and bool(task.submission_name)
+    yield _Example(texts, label, number, _find_index(row, number - 1, has_submission, where))
+
+
+def _find_index(row: Mapping[str, Any], default: int, is_required: bool, where: str) -> int:
+  """Returns the value of the column `idx`, or the default without such a column.
+
+  Raises:
+    InputError: The value is not a whole number, and a submission needs it.
+  """
+  if _INDEX_COLUMN not in row:
+    return default
+  match = _INDEX.fullmatch(str(row[_INDEX_COLUMN]))
+  if match:
+    return int(match[1])
+  if is_required:
+    raise InputError(
+      f'the number of an example in the column {_INDEX_COLUMN!r}',
+      f'{row[_INDEX_COLUMN]!r} in {where}',
+      "give the whole numbers of GLUE's file, or remove the column to number the rows from 0",
+    )
+  return default

@@ -2,9 +2,8 @@
 
 A class has the same name in every format: `1.0` is `1`, as tables write whole numbers of a column
 with gaps; JSON's `true` is `True`, as pandas writes it to CSV; and blanks around a name do not
-count. An empty cell and null are unknown labels. So is -1 in a classification without a class `-1`,
-and in a regression of GLUE, but not in other regressions. In a task with the class `entailment`,
-SNLI's `-` is unknown too.
+count. An empty cell and null are unknown labels. So is -1 in the tasks of GLUE, but not in others,
+and SNLI's `-` in a task with the class `entailment`.
 """
 
 import math
@@ -67,8 +66,7 @@ def parse_label(value: Any, task: Task, where: str) -> int | float:
   if _is_empty(value):
     return math.nan
   number = parse_number(value, where)
-  is_glue = task.tfds.startswith(_GLUE_PREFIX)
-  return math.nan if is_glue and number == UNLABELLED else number
+  return math.nan if _is_glue(task) and number == UNLABELLED else number
 
 
 def find_label_index(value: Any, task: Task, where: str) -> int:
@@ -83,24 +81,24 @@ def find_label_index(value: Any, task: Task, where: str) -> int:
     return task.labels.index(name)
   if name == _NO_CONSENSUS and _ENTAILMENT in task.labels:
     return UNLABELLED
+  if _is_glue(task) and name in (UNLABELLED, str(UNLABELLED)):
+    return UNLABELLED
   if task.labels_from_data:
-    if name == str(UNLABELLED):
-      return UNLABELLED
     raise InputError(
       f'a label of {task.name}',
       f'{name!r} in {where}, absent from the training examples',
-      f'{suggest_name(name, task.labels)} (-1 or an empty cell marks an unknown label)',
+      f'{suggest_name(name, task.labels)} (an empty cell marks an unknown label)',
     )
   number: Any = int(name) if is_text and _INTEGER.fullmatch(name) else name
   is_number = isinstance(number, numbers.Real) and not isinstance(number, bool)
-  if is_number and number in range(UNLABELLED, len(task.labels)):
+  if is_number and number in range(len(task.labels)):
     return int(float(number))
   known = ', '.join(f'{i} or {label!r}' for i, label in enumerate(task.labels))
   question = f'{suggest_name(name, task.labels)} ' if is_text and number is name else ''
   raise InputError(
     f'a label of {task.name}',
     f'{value!r} in {where}',
-    f'{question}(labels are {known}; -1 or an empty cell marks an unknown label)',
+    f'{question}(labels are {known}; an empty cell marks an unknown label)',
   )
 
 
@@ -119,9 +117,18 @@ def parse_number(value: Any, where: str) -> float:
   return number
 
 
+def is_unknown(label: int | float, task: Task) -> bool:
+  """Returns whether a result of `parse_label` marks an unknown label."""
+  return math.isnan(label) if task.kind == REGRESSION else label == UNLABELLED
+
+
 def mask_unlabelled(labels: Labels) -> Bool[np.ndarray, 'n']:
   """Returns whether each label is unknown: -1 among class indices, NaN among numbers."""
   return np.isnan(labels) if labels.dtype.kind == 'f' else labels == UNLABELLED
+
+
+def _is_glue(task: Task) -> bool:
+  return task.tfds.startswith(_GLUE_PREFIX)
 
 
 def _is_empty(value: Any) -> bool:

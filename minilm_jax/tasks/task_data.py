@@ -222,7 +222,7 @@ def _read_splits(
   config: FinetuneConfig, task: Task, reported: tuple[str, ...]
 ) -> dict[str, Examples]:
   """Reads the labelled splits: training, its validation part and the reported splits."""
-  train = check_labelled(read_examples(task, config.task, TRAIN_SPLIT), f'training on {task.name}')
+  train = read_examples(task, config.task, TRAIN_SPLIT)
   splits = {TRAIN_SPLIT: train}
   if config.validation_fraction:
     splits[TRAIN_SPLIT], splits[VALIDATION_PART] = hold_out_examples(

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
@@ -213,13 +214,43 @@ def test_an_empty_split_is_refused_but_counted(tmp_path: pathlib.Path):
 
 
 def test_unknown_labels_are_read_but_neither_trained_on_nor_scored(tmp_path: pathlib.Path):
-  rows = [{'sentence': 'x', 'label': -1}, {'sentence': 'y', 'label': 1}]
+  rows = [{'sentence': 'x', 'label': None}, {'sentence': 'y', 'label': 1}]
   test = read(write(tmp_path, 'test', rows), 'test')
   assert test.labels.tolist() == [-1, 1]
   with pytest.raises(InputError, match='1 of 2'):
     examples.check_labelled(test, 'scores')
   known = test.select([1])
   assert known.first == ('y',) and examples.check_labelled(known, 'scores') is known
+
+
+@pytest.mark.parametrize(
+  'values, numbers',
+  [
+    ([12.0, 3.0], (12, 3)),
+    (['12.0', '3.'], (12, 3)),
+    ([0, '07'], (0, 7)),
+    (['5', ''], None),
+    ([5.0, None], None),
+    ([5, 1.5], None),
+    ([5, -1], None),
+    ([5, 'a17'], None),
+  ],
+)
+def test_numbers_of_a_submission_are_whole_in_any_notation(
+  tmp_path: pathlib.Path, values: list, numbers: tuple[int, int] | None
+):
+  rows = [{'sentence': 'x', 'label': 0, 'idx': value} for value in values]
+  folder = write_examples(tmp_path, test=rows, validation=rows)
+  glue, sentiment = (
+    dataclasses.replace(TASK, name=name, folder=folder) for name in ('sst2', 'sentiment')
+  )
+  if numbers:
+    assert read(glue, 'test').numbers == numbers
+  else:
+    with pytest.raises(InputError, match="'idx'(.|\n)*row 2 of the test split"):
+      read(glue, 'test')
+    for config, split in ((glue, 'validation'), (sentiment, 'test')):  # without a submission
+      assert read(config, split).numbers == (5, 1)
 
 
 @pytest.mark.parametrize(
@@ -254,9 +285,35 @@ def test_a_regression_trains_on_scores_of_minus_one(tmp_path: pathlib.Path, fact
   parts = [read(config, split) for split in ('train', 'validation')]
   labels = np.concatenate([examples.check_labelled(part, 'training').labels for part in parts])
   assert sorted(labels.tolist()) == sorted(scores)
-  unlabelled = write_file(tmp_path, content + 'film 100,\n', kind='regression', split='train')
-  with pytest.raises(InputError, match="1 of 101(.|\n)*'film 100'"):
-    examples.check_labelled(read(unlabelled), 'training')
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {},
+    {'per_label': 3},
+    {'per_label': 3, 'eval_per_label': 2},
+    {'max_train_examples': 5},
+    {'kind': 'regression'},
+  ],
+)
+def test_training_rows_without_a_label_are_refused_with_their_number(
+  tmp_path: pathlib.Path, changes: dict[str, Any]
+):
+  rows = [f'film {i},{i % 2}\n' for i in range(100)]
+  rows[16], rows[40], rows[99] = 'film 16,\n', 'film 40,  \n', 'film 99,\n'
+  content = 'text,label\n' + ''.join(rows)
+  config = write_file(tmp_path, content, **changes)
+  for split in ('train', 'validation'):  # the training file gives both
+    with pytest.raises(InputError) as refused:
+      read(config, split)
+    assert re.findall(r'\d+', refused.value.found) == ['3', '100', '17', '16']
+  with pytest.raises(InputError, match='3 of 100'):
+    count(config)
+  (tmp_path / 'full.csv').write_text('text,label\n' + ''.join(rows[:16] + rows[17:40]))
+  others = {'train': str(tmp_path / 'full.csv'), 'test': config.train, 'split': 'train'}
+  test = read(dataclasses.replace(config, **others), 'test')
+  assert np.isnan(test.labels).sum() + (test.labels == -1).sum() == 3 and len(test.labels) == 100
 
 
 @pytest.mark.parametrize('name, labels', [('own', ('0', '1')), ('sst2', ('negative', 'positive'))])

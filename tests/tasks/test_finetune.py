@@ -403,7 +403,7 @@ def test_an_unlabelled_split_writes_no_directory(tiny_run: Path, tmp_path: Path,
   folder = write_examples(
     tmp_path / 'data',
     train=[{'sentence': 'a dog .', 'label': 1}],
-    validation=[{'sentence': 'a dog .', 'label': -1}],
+    validation=[{'sentence': 'a dog .', 'label': None}],
   )
   config = make_config('sentiment', **{'task.folder': folder})
   with pytest.raises(InputError, match='validation split of sentiment'):

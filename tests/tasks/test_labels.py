@@ -70,17 +70,18 @@ def test_a_column_without_two_classes_is_refused(values: list, value: str):
 @pytest.mark.parametrize(
   'task, values, indices',
   [
-    (make_open_task('1', '2', '3'), (1, '2', 3, -1, '-1'), [0, 1, 2, -1, -1]),
+    (make_open_task('1', '2', '3'), (1, '2', 3), [0, 1, 2]),
     (make_open_task('-1', '0', '1'), (-1, 0, 1), [0, 1, 2]),
-    (make_open_task('0', '1'), (1.0, '1.0', ' 1', '0.0', -1.0, '-1.0'), [1, 1, 1, 0, -1, -1]),
+    (make_open_task('0', '1'), (1.0, '1.0', ' 1', '0.0'), [1, 1, 1, 0]),
     (make_open_task('False', 'True'), (True, False, 'True'), [1, 0, 1]),
     (make_open_task('+', '-'), ('-', '+'), [1, 0]),
     (make_open_task('entailment', 'neutral'), ('-', 'neutral '), [-1, 1]),
     (find_task('mnli'), ('-', 'contradiction ', '2.0'), [-1, 2, 2]),
+    (find_task('sst2'), (-1, '-1', -1.0, '-1.0', 0, '1'), [-1, -1, -1, -1, 0, 1]),
     (
       SENTIMENT,
-      (0, 1, 1.0, '1', '0', 'positive', 'negative', -1, '-1', '1.0', '0.0', 'positive '),
-      [0, 1, 1, 1, 0, 1, 0, -1, -1, 1, 0, 1],
+      (0, 1, 1.0, '1', '0', 'positive', 'negative', '1.0', '0.0', 'positive '),
+      [0, 1, 1, 1, 0, 1, 0, 1, 0, 1],
     ),
   ],
 )
@@ -97,8 +98,11 @@ def test_a_number_is_a_name_if_labels_are_from_data_and_else_an_index(
     (make_open_task('ham', 'spam'), 'hamm', "'ham'"),
     (SENTIMENT, 2, '0 or .negative., 1 or .positive.'),
     (SENTIMENT, 'positve', "'positive'"),
+    (make_open_task('0', '1'), -1, "'-1' in row 1"),
+    (find_task('sst2'), -2, '-2 in row 1'),
     *(
-      (SENTIMENT, value, "1 or 'positive'") for value in (-2, 0.5, None, True, '', [1], '9' * 5000)
+      (SENTIMENT, value, "1 or 'positive'")
+      for value in (-1, '-1', 0.5, None, True, '', [1], '9' * 5000)
     ),
   ],
 )

@@ -279,7 +279,7 @@ def test_truncated_examples_are_counted_and_logged(tokenizer: Tokenizer, tmp_pat
 @pytest.mark.parametrize(
   'rows, match',
   [
-    ([*sentences(), {'sentence': 'a dog .', 'label': -1}], '1 of '),
+    ([*sentences(), {'sentence': 'a dog .', 'label': None}], '1 of '),
     ([], 'split of sentiment'),
     ([{'sentence': 'a dog .'}], "'label'"),
     ([{'sentence': 'a dog .', 'label': 'positiv'}], "'positive'"),
