@@ -15,7 +15,6 @@ from jaxtyping import Float, Int, Int32
 
 from minilm_jax.core import progress
 from minilm_jax.core.config import FinetuneConfig
-from minilm_jax.core.errors import InputError
 from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, PAD_ID, SPECIAL_TOKENS, Tokenizer
 from minilm_jax.tasks import loading
 from minilm_jax.tasks.examples import (
@@ -240,7 +239,11 @@ def _read_unlabelled(
 ) -> dict[str, tuple[Task, Examples]]:
   """Reads the unlabelled examples for the GLUE server, by split.
 
-  The examples are the test splits of the task and of tasks that its models predict.
+  The examples are the test splits of the task and of tasks that its models predict. The log names
+  missing splits.
+
+  Raises:
+    InputError: A split is invalid.
   """
   if not task.submission_name:
     if loading.has_split(config.task, 'test') and 'test' not in reported:
@@ -266,6 +269,6 @@ def _read_unlabelled(
       name = split if other is task else f'{other.name} {split}'
       try:
         unlabelled[name] = other, read_examples(other, other_config, split)
-      except InputError as error:
+      except loading.MissingSplit as error:
         progress.log(f'no predictions of {other.name} {split}: {error.found}')
   return unlabelled

@@ -320,6 +320,14 @@ def test_a_missing_test_split_is_logged(tokenizer: Tokenizer, tmp_path: Path, ca
   assert not data.unlabelled and 'rte test' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('change', [{'idx': 'x'}, {'sentence1': None}, {'label': 'z'}])
+def test_an_invalid_test_split_is_refused(tokenizer: Tokenizer, tmp_path: Path, change: dict):
+  test = [row | change for row in pairs(2, -1, 70)]
+  folder = write_examples(tmp_path / 'data', train=pairs(24), validation=pairs(6), test=test)
+  with pytest.raises(InputError, match='row 1 of the test split of rte'):
+    prepare_folder(tokenizer, 'rte', folder, predictions=True)
+
+
 def test_models_of_mnli_predict_all_parts_and_ax(tokenizer: Tokenizer, tmp_path: Path):
   folder = write_examples(
     tmp_path / 'data',
