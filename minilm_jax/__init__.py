@@ -79,7 +79,12 @@ def build_corpus(
 
 
 def pretrain(
-  recipe: Recipe, workdir: str | os.PathLike, overrides: Overrides | None = None
+  recipe: Recipe,
+  workdir: str | os.PathLike,
+  overrides: Overrides | None = None,
+  *,
+  init_from: str | os.PathLike = '',
+  init_optimizer: bool = False,
 ) -> dict[str, Any]:
   """Pre-trains an encoder, or a population of encoders, with masked language modelling.
 
@@ -87,14 +92,17 @@ def pretrain(
     recipe: a recipe of kind pretrain.
     workdir: the run directory.
     overrides: fields to replace, such as `{'corpus': 'corpora/small', 'num_steps': 2000}`.
+    init_from: a run whose weights a new run starts with; `RUN@STEP` chooses a checkpoint.
+    init_optimizer: also starts with the moments of the optimizer of that run.
 
   Returns:
     The content of `result.json`: losses in nats a token, tokens, FLOPs and seconds.
   """
   config = _resolve(recipe, overrides, 'pretrain')
-  from minilm_jax.training import pretrain
+  from minilm_jax.training import pretrain, pretrained
 
-  return pretrain.pretrain(config, _expand_home(workdir))
+  origin = pretrained.parse_origin(os.fspath(init_from), init_optimizer)
+  return pretrain.pretrain(config, _expand_home(workdir), origin=origin)
 
 
 def finetune(

@@ -27,6 +27,11 @@ def test_the_functions_run_every_stage(tmp_path, fast_compile, caplog):
   )
   assert {line['pretrained'] for line in lines} == {True, False}
   assert minilm_jax.evaluate(run)['step'] == 4
+  more = {'corpus': str(corpus), 'num_steps': 2, 'eval.every': 4, 'log.every': 4, 'batch_size': 4}
+  continued = minilm_jax.pretrain(
+    'configs/microworld.py', tmp_path / 'more', more, init_from=f'{run}@4', init_optimizer=True
+  )
+  assert continued['origin'] == f'{run}@4' and continued['updates'] == 2
   page = minilm_jax.report([run, tmp_path / 'task'], tmp_path / 'report')['report.html']
   assert page.exists()
   assert minilm_jax.load(run).encode(['the dog sleeps .']).shape == (1, 64)

@@ -63,7 +63,18 @@ COMMANDS: Mapping[str, Command] = {
     'a recipe; its field corpus is a corpus folder, or a corpus recipe that is built first',
     'WORKDIR with config.json, metrics.jsonl, checkpoints and result.json; prints the losses',
     '--config=configs/tiny.py --workdir=runs/tiny',
-    ('workdir*', 'coordinator', 'processes', 'process', 'timeout', 'deterministic', 'profile'),
+    (
+      *(
+        'workdir*',
+        'init_from',
+        'init_optimizer',
+        'coordinator',
+        'processes',
+        'process',
+        'timeout',
+      ),
+      *('deterministic', 'profile'),
+    ),
     kinds=('pretrain',),
   ),
   'sweep': Command(

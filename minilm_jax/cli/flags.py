@@ -53,6 +53,13 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
     'from': Flag(
       str, '', 'folder: config.json, model.safetensors, tokenizer.json or vocab.txt', is_path=True
     ),
+    'init_from': Flag(
+      str,
+      '',
+      'run whose weights a new run starts with; RUN@STEP selects a checkpoint',
+      is_path=True,
+    ),
+    'init_optimizer': Flag(bool, False, 'also start with the moments of the optimizer'),
     'from_scratch': Flag(bool, False, 'start from random weights instead, as a control'),
     'with_scratch': Flag(bool, False, 'also start from random weights, with the same seeds'),
     'json': Flag(bool, False, 'print the result as JSON'),

@@ -88,6 +88,8 @@ def describe_pretraining(config: RunConfig) -> dict[str, Any]:
 def describe_run(folder: epath.PathLike) -> dict[str, Any]:
   """Returns the facts of the run in a folder; for an imported run its source and arrays.
 
+  A run that started with the weights of another run has the facts of its manifest in `origin`.
+
   Raises:
     InputError: the folder is neither a pre-training run nor an imported run.
   """
@@ -96,7 +98,8 @@ def describe_run(folder: epath.PathLike) -> dict[str, Any]:
     run_dir.read_import_record(folder),
   )
   if not record:
-    return facts
+    origin = run_dir.read_origin(folder)
+    return facts | ({run_dir.ORIGIN: origin} if origin else {})
   arrays = [row for row in facts['arrays'] if record['head'] or row['path'].startswith('encoder.')]
   return {
     'recipe': {'kind': run_dir.IMPORTED, 'model': facts['recipe']['model']},

@@ -18,6 +18,7 @@ TOKENIZER = 'tokenizer.model'  # also in the folder of a corpus
 FAILURE, BITS_PER_WORD = 'failure.json', 'bits_per_word.json'  # files of a sweep point
 METRICS, SCORES, PREDICTIONS = 'metrics.jsonl', 'scores.jsonl', 'predictions.jsonl'
 IMPORTED = 'imported'  # kind of a run of `minilm import`, and a field of its manifest
+ORIGIN = 'origin'  # field of the manifest of a run that starts with the weights of another run
 # Types of log fields. All fields are optional; each reader requires the fields that it needs.
 _LINE_FIELDS = {
   'task?': TEXT,
@@ -206,11 +207,37 @@ def read_import_record(workdir: epath.PathLike) -> dict[str, Any]:
   Raises:
     InputError: the manifest is damaged.
   """
-  path, subject = epath.Path(workdir) / MANIFEST, f'the manifest of {workdir}'
-  record_schema = {'from': TEXT, 'head': FLAG, 'left_out': [TEXT], 'files': {}}
-  manifest_schema = {f'{IMPORTED}?': record_schema}
-  manifest = files.read_object(path, subject, manifest_schema) if path.exists() else {}
-  return manifest[IMPORTED] if IMPORTED in manifest else {}
+  return _read_record(
+    workdir, IMPORTED, {'from': TEXT, 'head': FLAG, 'left_out': [TEXT], 'files': {}}
+  )
+
+
+def read_origin(workdir: epath.PathLike) -> dict[str, Any]:
+  """Returns the checkpoint that gave a run its first weights; {} for a run from random weights.
+
+  The fields are `checkpoint` and `checkpoint_link` (the run, for `find_source`), `checkpoint_step`,
+  `optimizer` (whether its moments were taken too), and `weights`, the checksum of the weights.
+
+  Raises:
+    InputError: the manifest is damaged.
+  """
+  schema = {'checkpoint': TEXT, 'checkpoint_step': COUNT, 'optimizer': FLAG, 'weights?': TEXT}
+  return _read_record(workdir, ORIGIN, {**schema, f'{_CHECKPOINT_LINK}?': TEXT})
+
+
+def name_origin(workdir: epath.PathLike) -> str:
+  """Returns the origin of a run as RUN@STEP; '' for a run from random weights."""
+  record = read_origin(workdir)
+  return f'{record["checkpoint"]}@{record["checkpoint_step"]}' if record else ''
+
+
+def _read_record(workdir: epath.PathLike, name: str, schema: dict[str, Any]) -> dict[str, Any]:
+  """Returns an object in the manifest of a run; {} without it."""
+  path = epath.Path(workdir) / MANIFEST
+  if not path.exists():
+    return {}
+  manifest = files.read_object(path, f'the manifest of {workdir}', {f'{name}?': schema})
+  return manifest[name] if name in manifest else {}
 
 
 def read_corpus_hashes(workdir: epath.PathLike) -> dict[str, str]:

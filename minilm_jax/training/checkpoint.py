@@ -333,14 +333,21 @@ def restore(workdir: epath.PathLike, like: T, step: int) -> T:
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in targets])
 
 
-def restore_part(workdir: epath.PathLike, like: T, prefix: str, step: int | None = None) -> T:
-  """Restores the part of a checkpoint below a path, such as 'model.encoder', to the first device.
+def restore_part(
+  workdir: epath.PathLike,
+  like: T,
+  prefix: str,
+  step: int | None = None,
+  sharding: jax.sharding.Sharding | None = None,
+) -> T:
+  """Restores the part of a checkpoint below a path, such as 'model.encoder'.
 
   Args:
     workdir: The run directory.
     like: Arrays or shapes with the structure of the result.
     prefix: Path of the part.
     step: Step of the checkpoint; the latest by default.
+    sharding: Sharding of all arrays; the first device by default.
 
   Raises:
     CorruptCheckpointError: A file differs from its checksum.
@@ -349,9 +356,9 @@ def restore_part(workdir: epath.PathLike, like: T, prefix: str, step: int | None
   step = resolve_step(workdir, step)
   verify(workdir, step)
   # This machine may lack the devices of the run.
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
   targets = {
-    f'{prefix}.{name}': jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device)
+    f'{prefix}.{name}': jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
     for name, x in flatten(like).items()
   }
   with _convert_read_errors(workdir, step), ocp.PyTreeCheckpointer() as reader:

@@ -162,6 +162,8 @@ def write_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:
   """Writes result.json from the log of the run, and returns its content."""
   lines = list(run_dir.read_lines(workdir / run_dir.METRICS))
   result: dict[str, Any] = {'updates': config.num_steps}
+  if origin := run_dir.name_origin(workdir):
+    result[run_dir.ORIGIN] = origin
   if config.population.members == 1:
     result |= _summarize_run(lines)
   else:

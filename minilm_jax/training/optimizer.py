@@ -176,6 +176,29 @@ def build_optimizer(
   return _move_statistics(optax.chain(*clipping, transform))
 
 
+def continue_moments(fresh: Any, saved: Any) -> Any:
+  """Returns the state of an optimizer with the moments of another run.
+
+  The schedule starts at step 0. The counts of updates in bias corrections belong to the moments.
+
+  Args:
+    fresh: State of the new run before its first step, perhaps with a leading axis of members.
+    saved: State of the same algorithm, of one model.
+  """
+
+  def is_schedule(node: Any) -> bool:
+    return isinstance(node, optax.ScaleByScheduleState)
+
+  # Clipping has no arrays, so the leaves are equal with and without it.
+  moments = jax.tree.unflatten(jax.tree.structure(fresh), jax.tree.leaves(saved))
+  return jax.tree.map(
+    lambda new, old: new if is_schedule(new) else jnp.broadcast_to(old, new.shape),
+    fresh,
+    moments,
+    is_leaf=is_schedule,
+  )
+
+
 def label_parameters(parameters: Any) -> Any:
   """Returns 'muon' for the matrices of the encoder, and 'adamw' for all other parameters."""
 

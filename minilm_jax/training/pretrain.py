@@ -25,6 +25,7 @@ from minilm_jax.training import (
   train_step,
 )
 from minilm_jax.training.batches import load_resident, open_batches
+from minilm_jax.training.pretrained import Origin
 from minilm_jax.training.program import TrainProgram, build_program, compile_chunk, step_count
 from minilm_jax.training.train_step import TrainState
 
@@ -35,6 +36,7 @@ def pretrain(
   config: RunConfig,
   workdir: epath.PathLike,
   record: Record = lambda first, last: contextlib.nullcontext(),
+  origin: Origin | None = None,
 ) -> dict[str, Any]:
   """Pre-trains to the end of the recipe, from the last checkpoint or from the start.
 
@@ -43,23 +45,26 @@ def pretrain(
     workdir: The run directory.
     record: `record(first, last)` returns a context manager; the chunk of the updates `first + 1 ...
       last` runs inside it. `profiler.Recorder.record` is such a function.
+    origin: The checkpoint that gives a new run its weights; random weights by default.
 
   Returns:
     The content of result.json: last losses, tokens, FLOPs and seconds. For a population, it has
-    these numbers for each member.
+    these numbers for each member. Tokens and FLOPs exclude those of the origin.
 
   Raises:
     LockedError: Another process uses the directory.
-    InputError: Corpus, work directory or machine do not fit the recipe.
+    InputError: Corpus, work directory, origin or machine do not fit the recipe.
     DistributedError: An update was not finite, and the recipe stops at non-finite updates.
     OSError: A file of the run could not be written; earlier checkpoints stay.
     signals.InterruptedAfterSave: A signal came, and the run was saved after the chunk.
   """
-  run_setup.check_recipe(config, workdir)
+  with distributed.raise_together():
+    origin_record = recovery.resolve_origin(config, workdir, origin)
+  run_setup.check_recipe(config, workdir, origin_record)
   with distributed.raise_together():
     program = build_program(config)
   workdir, corpus_folder = distributed.primary_first(
-    lambda: run_setup.open_or_create_run(config, workdir)
+    lambda: run_setup.open_or_create_run(config, workdir, origin_record)
   )
   if (result := run_setup.read_result(config, workdir)) is not None:
     return result

@@ -1,15 +1,21 @@
-"""Recovers runs: resumes from the newest intact checkpoint, and handles non-finite updates."""
+"""Starts and recovers runs: from random weights, another run or the newest intact checkpoint.
+
+Also handles non-finite updates.
+"""
 
 import dataclasses
 from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from minilm_jax.core import distributed, progress, run_dir
+from minilm_jax.core import distributed, files, paths, progress, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.training import checkpoint, population, train_step
+from minilm_jax.training import checkpoint, optimizer, population, pretrained, sharding, train_step
+from minilm_jax.training.pretrained import Origin
 from minilm_jax.training.program import TrainProgram
 from minilm_jax.training.train_step import NonFinite, TrainState
 
@@ -34,13 +40,54 @@ class StartPoint:
   lines: list[dict[str, Any]]
 
 
+def resolve_origin(
+  config: RunConfig, workdir: epath.PathLike, origin: Origin | None
+) -> dict[str, Any]:
+  """Returns the field `origin` of the manifest of a new run; {} without an origin, or on resuming.
+
+  Raises:
+    InputError: The model does not fit the origin, see `pretrained.check_origin`. The run directory
+      has a run from another origin; the origin of a resumed run is not read.
+  """
+  if origin is None:
+    return {}
+  if not (epath.Path(workdir) / run_dir.MANIFEST).exists():
+    step = pretrained.check_origin(config, origin)
+    link = run_dir.link_source(origin.folder, workdir)
+    fields = {'checkpoint_step': step, 'optimizer': origin.optimizer}
+    return {'checkpoint': origin.folder, **link, **fields}
+  stored = _read_origin(workdir)
+  if (
+    stored is None
+    or not paths.is_same(stored.folder, origin.folder)
+    or origin.step not in (None, stored.step)
+    or origin.optimizer != stored.optimizer
+  ):
+    raise InputError(
+      f'a run from {origin} in {workdir}',
+      f'a run from {"random weights" if stored is None else stored}',
+      'give another --workdir, or omit --init_from and --init_optimizer to resume this run',
+    )
+  return {}
+
+
+def _read_origin(workdir: epath.PathLike) -> Origin | None:
+  """Returns the origin in the manifest of a run."""
+  record = run_dir.read_origin(workdir)
+  if not record:
+    return None
+  folder = run_dir.find_source(workdir, record, record['checkpoint'])
+  return Origin(folder, record['checkpoint_step'], record['optimizer'])
+
+
 def restore_or_init(config: RunConfig, workdir: epath.Path, program: TrainProgram) -> StartPoint:
   """Restores the newest intact checkpoint of a run, or initializes its state.
 
   Removes later lines from the log.
 
   Raises:
-    InputError: Some members stopped earlier, and the recipe stops at non-finite updates.
+    InputError: Some members stopped earlier, and the recipe stops at non-finite updates. The weights
+      of the origin have changed since the start.
   """
   saved_step, state = restore_latest(workdir, program.shapes)
   lines = distributed.primary_first(
@@ -50,7 +97,7 @@ def restore_or_init(config: RunConfig, workdir: epath.Path, program: TrainProgra
     )
   )
   if saved_step is None or state is None:
-    state = program.init()
+    state = _init_state(config, workdir, program)
   else:
     progress.log(f'resuming from the checkpoint of update {saved_step:,}')
   member_steps = np.ravel(distributed.to_host(state.step))
@@ -64,6 +111,43 @@ def restore_or_init(config: RunConfig, workdir: epath.Path, program: TrainProgra
       'lower optimizer.learning_rate or set optimizer.clip, and give another --workdir',
     )
   return StartPoint(state, step, active, lines)
+
+
+def _init_state(config: RunConfig, workdir: epath.Path, program: TrainProgram) -> TrainState:
+  """Returns the state before the first step; all members have the weights of an origin."""
+  state, origin = program.init(), _read_origin(workdir)
+  if origin is None:
+    return state
+  model, moments = pretrained.load_origin(config, origin, sharding.replicated(program.mesh))
+  checksum = pretrained.hash_weights(model)
+  distributed.primary_first(lambda: _check_weights(workdir, checksum))
+  progress.log(f'starting with the weights of {run_dir.name_origin(workdir)}')
+
+  def start(state: TrainState, model: Any, moments: Any) -> TrainState:
+    fresh = state.optimizer
+    return dataclasses.replace(
+      state,
+      model=jax.tree.map(lambda new, old: jnp.broadcast_to(old, new.shape), state.model, model),
+      optimizer=fresh if moments is None else optimizer.continue_moments(fresh, moments),
+    )
+
+  shardings = jax.tree.map(lambda shape: shape.sharding, program.shapes)
+  return jax.jit(start, out_shardings=shardings)(state, model, moments)
+
+
+def _check_weights(workdir: epath.Path, checksum: str) -> None:
+  """Stores the checksum of the weights of the origin, or compares it with the stored one."""
+  manifest = files.read_object(workdir / run_dir.MANIFEST, f'the manifest of {workdir}')
+  origin = manifest[run_dir.ORIGIN]
+  if 'weights' not in origin:
+    manifest[run_dir.ORIGIN] = origin | {'weights': checksum}
+    files.write_json(workdir / run_dir.MANIFEST, manifest)
+  elif origin['weights'] != checksum:
+    raise InputError(
+      f'the weights of {run_dir.name_origin(workdir)}, from which the run in {workdir} started',
+      f'weights with the checksum {checksum[:12]}, not {origin["weights"][:12]}',
+      'restore the checkpoint from a copy, or give another --workdir',
+    )
 
 
 def restore_latest(workdir: epath.PathLike, like: T) -> tuple[int | None, T | None]:

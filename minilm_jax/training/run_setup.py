@@ -16,26 +16,35 @@ from minilm_jax.model import flops
 from minilm_jax.training import log_sinks, optimizer
 
 
-def check_recipe(config: RunConfig, workdir: epath.PathLike) -> None:
+def check_recipe(
+  config: RunConfig, workdir: epath.PathLike, origin: Mapping[str, Any] = {}
+) -> None:
   """Validates a recipe, and checks that all processes have the same recipe, directory and corpus.
 
   Writes no file.
 
+  Args:
+    config: The recipe.
+    workdir: The run directory.
+    origin: The field `origin` of the manifest of a new run, as from `run_dir.read_origin`.
+
   Raises:
-    InputError: The corpus does not fit the recipe, or the library of a sink is missing.
+    InputError: The corpus does not fit the recipe or the tokenizer of the origin, or the library of
+      a sink is missing.
     DistributedError: The processes differ.
   """
   distributed.check_processes()
   distributed.assert_equal('the recipe', json.dumps(recipe.as_dict(config)))
   distributed.assert_equal('the work directory', str(epath.Path(workdir).resolve()))
+  distributed.assert_equal('the origin', json.dumps(origin))
   with distributed.raise_together():
     log_sinks.check_sinks(config.log)
-    corpus_hash = validate(config)
+    corpus_hash = validate(config, origin)
   distributed.assert_equal('the corpus', corpus_hash)
 
 
-def validate(config: RunConfig) -> str:
-  """Checks that the corpus fits the model; `config.corpus` is a folder or a recipe file.
+def validate(config: RunConfig, origin: Mapping[str, Any] = {}) -> str:
+  """Checks that the corpus fits model and origin; `config.corpus` is a folder or a recipe file.
 
   Returns:
     The hash of the corpus, or '' for a recipe file.
@@ -44,13 +53,16 @@ def validate(config: RunConfig) -> str:
     InputError: The corpus is missing or does not fit.
   """
   if not _is_recipe(config.corpus):
-    return validate_corpus(config, epath.Path(config.corpus))['hash']
+    return validate_corpus(config, epath.Path(config.corpus), origin)['hash']
   # Imported late, because only a run that builds its corpus needs the text pipeline.
   from minilm_jax.data import documents
 
   corpus_config = recipe.resolve(recipe.load(config.corpus), 'corpus')
   # The size of an existing tokenizer is in its file, not in the recipe.
-  vocab_size = 0 if corpus_config.tokenizer.path else corpus_config.tokenizer.size
+  tokenizer_path = corpus_config.tokenizer.path
+  if tokenizer_path and epath.Path(tokenizer_path).is_file():
+    _check_tokenizer(origin, files.hash_file(tokenizer_path), config.corpus)
+  vocab_size = 0 if tokenizer_path else corpus_config.tokenizer.size
   _check_model_size(config, f'the corpus of {config.corpus}', vocab_size, corpus_config.rows.length)
   documents.expand_sources(corpus_config.documents)
   return ''
@@ -73,18 +85,33 @@ def _check_model_size(config: RunConfig, subject: str, vocab_size: int, length: 
       )
 
 
-def validate_corpus(config: RunConfig, folder: epath.Path) -> dict[str, Any]:
-  """Returns the manifest of a corpus that fits the recipe.
+def _check_tokenizer(origin: Mapping[str, Any], tokenizer_hash: str, name: str) -> None:
+  """Checks that a corpus, with a folder or recipe as its name, has the tokenizer of an origin."""
+  folder = epath.Path(origin['checkpoint']) if origin else None
+  if folder and tokenizer_hash != (stored := run_dir.read_corpus_hashes(folder)['tokenizer']):
+    raise InputError(
+      f'the weights of {folder} for the tokenizer {tokenizer_hash[:12]} of {name}',
+      f'the tokenizer {stored[:12]} in {folder}',
+      'give a corpus of this tokenizer: '
+      f'minilm corpus --config.tokenizer.path={folder / run_dir.TOKENIZER}',
+    )
+
+
+def validate_corpus(
+  config: RunConfig, folder: epath.Path, origin: Mapping[str, Any] = {}
+) -> dict[str, Any]:
+  """Returns the manifest of a corpus that fits the recipe and the origin of the run.
 
   Raises:
-    InputError: `config.corpus` is empty or no corpus, the model is too small for the corpus, or the
-      corpus is smaller than `config.subset`.
+    InputError: `config.corpus` is empty or no corpus, the model is too small for the corpus, the
+      corpus is smaller than `config.subset`, or the tokenizer is not that of the origin.
   """
   if not config.corpus:
     raise InputError(
       'a corpus for training', "corpus=''", 'give --config.corpus=FOLDER from minilm corpus'
     )
   manifest = corpus.read_manifest(folder)
+  _check_tokenizer(origin, manifest['tokenizer']['sha256'], str(folder))
   _check_model_size(config, f'the corpus {folder}', manifest['vocabulary'], manifest['length'])
   if not manifest['splits'][corpus.TRAIN_SPLIT]['rows']:
     raise InputError(
@@ -94,21 +121,29 @@ def validate_corpus(config: RunConfig, folder: epath.Path) -> dict[str, Any]:
   return manifest
 
 
-def open_or_create_run(config: RunConfig, workdir: epath.PathLike) -> tuple[epath.Path, epath.Path]:
+def open_or_create_run(
+  config: RunConfig, workdir: epath.PathLike, origin: Mapping[str, Any] = {}
+) -> tuple[epath.Path, epath.Path]:
   """Creates or opens the work directory, and builds the corpus if `config.corpus` is a recipe file.
+
+  Args:
+    config: The recipe.
+    workdir: The run directory.
+    origin: The field `origin` of the manifest of a new run, as from `run_dir.read_origin`.
 
   Returns:
     The work directory and the folder of the corpus.
 
   Raises:
     InputError: The directory belongs to another recipe, corpus or tokenizer, or to an imported
-      model.
+      model. A corpus that was built has another tokenizer than the origin.
   """
   if record := run_dir.read_import_record(workdir):
     raise InputError(
       f'pre-training in {workdir}',
       f'a model imported from {record["from"]}',
-      f'give another --workdir; or fine-tune the model: minilm finetune --checkpoint={workdir}',
+      f'continue the training of the model with another --workdir and --init_from={workdir}; or '
+      f'fine-tune the model: minilm finetune --checkpoint={workdir}',
     )
   is_recipe = _is_recipe(config.corpus)
   # The folder of the corpus may have moved: the manifest identifies the corpus by its hash.
@@ -123,11 +158,11 @@ def open_or_create_run(config: RunConfig, workdir: epath.PathLike) -> tuple[epat
     folder = build.build_corpus(
       recipe.resolve(recipe.load(config.corpus), 'corpus'), workdir / 'corpus'
     )
-  manifest = validate_corpus(config, folder)
+  manifest = validate_corpus(config, folder, origin)
   if has_manifest:
     _check_manifest(workdir, folder, manifest)
   else:
-    _write_manifest(config, workdir, folder, manifest)
+    _write_manifest(config, workdir, folder, manifest, origin)
   return workdir, folder
 
 
@@ -154,7 +189,11 @@ def _check_manifest(
 
 
 def _write_manifest(
-  config: RunConfig, workdir: epath.Path, folder: epath.Path, corpus_manifest: Mapping[str, Any]
+  config: RunConfig,
+  workdir: epath.Path,
+  folder: epath.Path,
+  corpus_manifest: Mapping[str, Any],
+  origin: Mapping[str, Any],
 ) -> None:
   """Writes the manifest and the tokenizer of a run."""
   hashes = _select_hashes(corpus_manifest)
@@ -173,6 +212,7 @@ def _write_manifest(
     {
       **hashes,
       **run_dir.name_corpus(workdir, folder),
+      **({run_dir.ORIGIN: dict(origin)} if origin else {}),
       'training': _measure_training_data(config, folder, corpus_manifest),
       'parameters': flops.count_parameters(config.model),
       'flops_per_row': flops.flops_per_row(config.model, config.mask),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shutil
 
 import jax
 import pytest
@@ -69,6 +70,17 @@ def test_facts_contain_the_complete_recipe(capsys):
     assert recipe.resolve(facts['recipe'], kind) == recipe.resolve(
       recipe.load(f'configs/{name}'), kind
     )
+
+
+def test_a_continued_run_shows_its_origin(tiny_run: pathlib.Path, tmp_path: pathlib.Path, capsys):
+  assert 'origin' not in show_json(capsys, f'--checkpoint={tiny_run}')
+  folder = pathlib.Path(shutil.copytree(tiny_run, tmp_path / 'run'))
+  manifest = json.loads((folder / 'manifest.json').read_text())
+  origin = {'checkpoint': 'runs/a', 'checkpoint_step': 4, 'optimizer': True, 'weights': 'c0ffee'}
+  (folder / 'manifest.json').write_text(json.dumps(manifest | {'origin': origin}))
+  assert show_json(capsys, f'--checkpoint={folder}')['origin'] == origin
+  assert main.main(['show', f'--checkpoint={folder}']) == 0
+  assert 'runs/a' in capsys.readouterr().out
 
 
 def test_a_task_counts_its_examples(capsys):

@@ -355,6 +355,47 @@ def test_an_imported_run_is_not_pretrained(
   assert status == 2 and '--config' in err
 
 
+def test_an_imported_run_is_continued(imported_run: pathlib.Path, tmp_path: pathlib.Path, capsys):
+  """An error gives the fields of the model as flags; the new run is one of this package."""
+  status, _, err = run_command(
+    capsys,
+    'corpus',
+    '--config=configs/tiny.py:corpus',
+    '--config.documents.sources=microworld:200',
+    f'--config.tokenizer.path={imported_run / "tokenizer.model"}',
+    '--config.rows.length=32',
+    '--config.workers=1',
+    f'--workdir={tmp_path / "corpus"}',
+  )
+  assert status == 0, err
+  command = (
+    'pretrain',
+    '--config=configs/tiny.py',
+    f'--config.corpus={tmp_path / "corpus"}',
+    '--config.num_steps=20',
+    '--config.mesh.data=1',
+    f'--init_from={imported_run}',
+    f'--workdir={tmp_path / "run"}',
+  )
+  status, _, err = run_command(capsys, *command)
+  found, remedy = err.splitlines()[-2:]
+  assert status == 2 and 'model.vocab_size=' in found and not (tmp_path / 'run').exists()
+  fields = re.findall(r'--config\.model\.\S+', remedy)
+  status, out, err = run_command(capsys, *command, *fields)
+  assert status == 0, err
+  assert json.loads(out)['origin'] == f'{imported_run}@0'
+  origin, manifest = (
+    run_dir.read_origin(tmp_path / 'run'),
+    json.loads((tmp_path / 'run' / run_dir.MANIFEST).read_text()),
+  )
+  assert origin['weights'] == pretrained.hash_weights(pretrained.load(imported_run).model)
+  assert manifest['tokenizer'] == files.hash_file(imported_run / 'tokenizer.model')
+  assert run_command(capsys, *command, *fields, '--init_optimizer')[0] == 2  # another origin
+  new_folder = (*command[:-1], f'--workdir={tmp_path / "other"}')
+  status, _, err = run_command(capsys, *new_folder, *fields, '--init_optimizer')
+  assert status == 2 and 'omit --init_optimizer' in err and not (tmp_path / 'other').exists()
+
+
 def test_a_repeated_import_changes_nothing_and_completes_an_interrupted_import(
   source, imported_run, tmp_path: pathlib.Path, capsys
 ):

@@ -229,6 +229,29 @@ def test_muon_decays_by_path():
     np.testing.assert_allclose(leaf, -0.1 * 0.5, rtol=1e-6)
 
 
+@pytest.mark.parametrize('algorithm', ['adamw', 'muon'])
+def test_a_continued_optimizer_keeps_its_moments_and_starts_its_schedule(algorithm: str):
+  """After 3 of 10 updates, a linear schedule has 0.7 of its first rate; clipping may differ."""
+  fields = {'algorithm': algorithm, 'schedule': 'linear', 'warmup_fraction': 0.0}
+  earlier = optimizer.build_optimizer(make_optimizer_config(clip=0.0, **fields), 10, ENCODER)
+  later = optimizer.build_optimizer(make_optimizer_config(clip=1e9, **fields), 10, ENCODER)
+  saved, dice = earlier.init(ENCODER), np.random.default_rng(0)
+  for _ in range(4):
+    gradient = jax.tree.map(
+      lambda x: jnp.asarray(dice.standard_normal(x.shape), jnp.float32), ENCODER
+    )
+    before = saved
+    change, saved = earlier.update(gradient, saved, ENCODER)
+  members = jax.vmap(lambda _: later.init(ENCODER))(jnp.arange(2))
+  continued = optimizer.continue_moments(members, before)
+  first, second = (
+    later.update(gradient, jax.tree.map(lambda x, n=n: x[n], continued), ENCODER)[0]
+    for n in range(2)
+  )
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(0.7 * x, y, rtol=1e-5), first, change)
+
+
 def test_muon_updates_the_matrices_of_projection_and_blocks():
   """Convolutions, head and distance biases have two axes too, and belong to AdamW."""
   config = base.pretrain()

@@ -25,7 +25,14 @@ from minilm_jax.core import files, lock, recipe, run_dir, signals
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus, tokenizer
-from minilm_jax.training import checkpoint, pretrain, pretrained, profiler, train_step
+from minilm_jax.training import (
+  checkpoint,
+  pretrain,
+  pretrained,
+  profiler,
+  recovery,
+  train_step,
+)
 from minilm_jax.training.batches import load_resident
 from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_program, step_count
@@ -180,6 +187,102 @@ def test_a_resumed_run_equals_an_uninterrupted_run(
     **json.loads((finished_run / run_dir.RESULT).read_text()),
     'seconds': 0,
   }
+
+
+def continue_config(folder: pathlib.Path, **changes: Any) -> RunConfig:
+  """Returns a recipe that fits the weights of `tiny_run`."""
+  return make_run_config(folder, **{'model.vocab_size': 520, **changes})
+
+
+@pytest.fixture(scope='module')
+def continued_run(
+  tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+  """A run without interruption that starts with the weights and the optimizer of `tiny_run`."""
+  folder = tmp_path_factory.mktemp('continued')
+  origin = pretrained.Origin(str(tiny_run), 4, True)
+  pretrain.pretrain(continue_config(tiny_corpus), folder, origin=origin)
+  return folder
+
+
+@pytest.mark.parametrize(
+  'module, name, call, has_flags',
+  [
+    (recovery, 'restore_latest', 1, True),  # with a manifest that lacks the checksum
+    (checkpoint.CheckpointWriter, 'save', 1, True),  # before a checkpoint
+    (checkpoint.CheckpointWriter, 'save', 1, False),
+    (checkpoint.CheckpointWriter, 'save', 2, True),  # after a checkpoint
+  ],
+)
+def test_a_continued_run_resumes(
+  module: Any,
+  name: str,
+  call: int,
+  has_flags: bool,
+  continued_run: pathlib.Path,
+  tiny_run: pathlib.Path,
+  tiny_corpus: pathlib.Path,
+  tmp_path: pathlib.Path,
+):
+  """The origin is read at step 0 alone; the repeated command needs no flags."""
+  config, copy = continue_config(tiny_corpus), tmp_path / 'origin'
+  shutil.copytree(tiny_run, copy)
+  origin = pretrained.Origin(str(copy), 4, True)
+  with pytest.MonkeyPatch.context() as patch:
+    kill_at(call, patch, module, name)
+    with pytest.raises(Killed):
+      pretrain.pretrain(config, tmp_path / 'run', origin=origin)
+  if checkpoint.list_steps(tmp_path / 'run'):
+    shutil.rmtree(copy)
+  pretrain.pretrain(config, tmp_path / 'run', origin=origin if has_flags else None)
+  check_equals_finished(tmp_path / 'run', continued_run, config)
+  first, second = map(run_dir.read_origin, (tmp_path / 'run', continued_run))
+  assert first['weights'] == second['weights'] and first['checkpoint'] == str(copy)
+
+
+def test_a_continued_run_has_the_weights_of_its_origin_and_a_log_of_its_own(
+  tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  """At a rate of 0, all members keep the weights."""
+  config = continue_config(
+    tiny_corpus, **{'optimizer.learning_rate': 0.0, 'population.members': 2, 'batch_size': 8}
+  )
+  result = pretrain.pretrain(config, tmp_path / 'run', origin=pretrained.Origin(str(tiny_run), 4))
+  saved = checkpoint.restore(tmp_path / 'run', build_program(config).shapes, UPDATES)
+  source = pretrained.load(tiny_run, 4).model
+  for name, leaf in flatten(source).items():
+    for member in range(2):
+      np.testing.assert_array_equal(flatten(saved.model)[name][member], leaf, err_msg=name)
+  assert saved.step.tolist() == [UPDATES] * 2 and saved.seed.tolist() == [0, 1]
+  lines = read_log(tmp_path / 'run')
+  assert lines[0]['step'] == 2 and lines[0]['tokens'] == 2 * 8 * 64
+  assert result['origin'] == f'{tiny_run}@4'
+  record = run_dir.read_origin(tmp_path / 'run')
+  assert record == {
+    'checkpoint': str(tiny_run),
+    'checkpoint_link': os.path.relpath(tiny_run, tmp_path / 'run'),
+    'checkpoint_step': 4,
+    'optimizer': False,
+    'weights': pretrained.hash_weights(source),
+  }
+  assert pretrained.hash_weights(pretrained.load(tiny_run, 8).model) != record['weights']
+  pretrained.extract_member(tmp_path / 'run', 1, tmp_path / 'deep' / 'member')
+  extracted = run_dir.read_origin(tmp_path / 'deep' / 'member')
+  assert extracted['checkpoint_link'] == os.path.relpath(tiny_run, tmp_path / 'deep' / 'member')
+  assert json.loads((tmp_path / 'run' / run_dir.RESULT).read_text()) == result
+
+
+def test_a_continued_run_starts_at_the_loss_of_its_origin(
+  finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  """Evaluations have the same masks, and an update at a rate of 0 changes nothing."""
+  config = make_run_config(tiny_corpus, **{'optimizer.learning_rate': 0.0, 'num_steps': 4})
+  pretrain.pretrain(config, tmp_path, origin=pretrained.Origin(str(finished_run)))
+  losses = [
+    [line['loss'] for line in read_log(folder) if line['split'] == 'validation']
+    for folder in (finished_run, tmp_path)
+  ]
+  assert losses[1] == [losses[0][-1]] and losses[0][0] != losses[0][-1]
 
 
 @pytest.mark.parametrize('name', ['x [1]', 'a*b?', 'lr=3e-3,wd=0.1', 'tiny@2', 'größe 一'])

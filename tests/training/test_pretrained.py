@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 from typing import Any
 
 import jax
@@ -237,3 +238,104 @@ def test_a_population_that_does_not_fit_is_refused(
   with pytest.raises(InputError) as refused:
     build_program(make_run_config(tiny_corpus, **changes))
   assert expected_value in str(refused.value)
+
+
+FITTING = {'model.vocab_size': 520}  # as in `tiny_run`
+
+
+@pytest.mark.parametrize(
+  'changes, has_optimizer',
+  [
+    ({'model.dropout': 0.3, 'model.dtype': 'bfloat16', 'model.remat': True}, True),
+    ({'model.max_length': 128, 'population.members': 3}, True),  # rotary positions have no table
+    ({'optimizer.algorithm': 'muon', 'optimizer.clip': 0.0}, False),
+  ],
+)
+def test_a_model_with_other_training_fits_its_origin(
+  changes: dict[str, Any], has_optimizer: bool, tiny_run: pathlib.Path, tiny_corpus: pathlib.Path
+):
+  config = make_run_config(tiny_corpus, **{**FITTING, **changes})
+  origin = pretrained.Origin(str(tiny_run), None, has_optimizer)
+  assert pretrained.check_origin(config, origin) == 8
+
+
+@pytest.mark.parametrize(
+  'changes, step, found, remedy',
+  [
+    ({'model.vocab_size': 640}, 8, 'model.vocab_size=520 ', '--config.model.vocab_size=520'),
+    (
+      {'model.embedding_size': 32, 'model.hidden_size': 32},
+      8,
+      'model.embedding_size=16 ',
+      '--config.model.embedding_size=16 --config.model.hidden_size=16',
+    ),
+    ({'model.num_heads': 4}, None, 'model.num_heads=2 ', '--config.model.num_heads=2'),
+    ({'model.norm': 'post'}, None, 'model.norm=pre ', '--config.model.norm=pre'),
+    (
+      {**CONVOLUTION},
+      None,
+      'model.convolutions=0 ',
+      '--config.model.convolutions=0 --config.model.kernel= --config.model.channels=0',
+    ),
+    ({'optimizer.algorithm': 'muon'}, 8, 'optimizer.algorithm=adamw', '--init_optimizer'),
+    ({}, 6, 'steps 4, 8', '@STEP'),
+  ],
+)
+def test_a_model_that_does_not_fit_its_origin_is_refused(
+  changes: dict[str, Any],
+  step: int | None,
+  found: str,
+  remedy: str,
+  tiny_run: pathlib.Path,
+  tiny_corpus: pathlib.Path,
+  tmp_path: pathlib.Path,
+):
+  """The error names the first field and lists all of them; nothing is written."""
+  config = make_run_config(tiny_corpus, **{**FITTING, **changes})
+  origin = pretrained.Origin(str(tiny_run), step, True)
+  with pytest.raises(InputError) as refused:
+    pretrain.pretrain(config, tmp_path / 'run', origin=origin)
+  assert found in refused.value.found and remedy in refused.value.remedy
+  assert not (tmp_path / 'run').exists()
+
+
+def test_rows_longer_than_a_table_of_positions_are_refused(
+  tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  folder = pathlib.Path(shutil.copytree(tiny_run, tmp_path / 'learned'))
+  stored = json.loads((folder / run_dir.CONFIG).read_text())
+  stored['model']['positions'] = 'learned'
+  (folder / run_dir.CONFIG).write_text(json.dumps(stored))
+  changes = {**FITTING, 'model.positions': 'learned'}
+  origin = pretrained.Origin(str(folder))
+  assert pretrained.check_origin(make_run_config(tiny_corpus, **changes), origin) == 8
+  with pytest.raises(InputError, match='model.max_length=64 '):
+    pretrained.check_origin(
+      make_run_config(tiny_corpus, **changes, **{'model.max_length': 128}), origin
+    )
+
+
+def test_an_origin_is_intact_and_of_one_model(
+  together: pathlib.Path, tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  config = make_run_config(tiny_corpus, **FITTING)
+  with pytest.raises(InputError, match=f'extract-member --checkpoint={together}'):
+    pretrained.check_origin(config, pretrained.Origin(str(together)))
+  with pytest.raises(InputError, match=str(tmp_path / 'none')):
+    pretrained.check_origin(config, pretrained.Origin(str(tmp_path / 'none')))
+  folder = pathlib.Path(shutil.copytree(tiny_run, tmp_path / 'damaged'))
+  next(checkpoint.step_folder(folder, 8).glob('default/d/*')).write_bytes(b'')
+  with pytest.raises(InputError, match='0 bytes'):
+    pretrained.check_origin(config, pretrained.Origin(str(folder)))
+  assert pretrained.check_origin(config, pretrained.Origin(str(folder), 4)) == 4
+
+
+def test_a_name_of_an_origin_has_one_step(tmp_path: pathlib.Path):
+  assert pretrained.parse_origin('') is None
+  assert pretrained.parse_origin('runs/a@40', True) == pretrained.Origin('runs/a', 40, True)
+  assert pretrained.parse_origin('runs/a') == pretrained.Origin('runs/a')
+  (tmp_path / 'a@40').mkdir()
+  assert pretrained.parse_origin(f'{tmp_path}/a@40') == pretrained.Origin(f'{tmp_path}/a@40')
+  for name, has_optimizer in (('', True), ('runs/a@all', False)):
+    with pytest.raises(InputError):
+      pretrained.parse_origin(name, has_optimizer)

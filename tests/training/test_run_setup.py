@@ -111,6 +111,35 @@ def test_a_corpus_that_does_not_fit_is_refused(
   assert not (tmp_path / 'run').exists()
 
 
+@pytest.mark.parametrize('is_recipe', [False, True])
+def test_another_tokenizer_than_that_of_the_origin_is_refused(
+  is_recipe: bool, tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  """A corpus recipe is refused before the corpus is built if it names its tokenizer."""
+  origin, name = {'checkpoint': str(tiny_run)}, 'corpus'
+  folder = shutil.copytree(tiny_corpus, tmp_path / name)
+  (folder / run_dir.TOKENIZER).write_bytes(b'another')
+  changed = files.hash_file(folder / run_dir.TOKENIZER)
+  manifest = json.loads((folder / run_dir.MANIFEST).read_text())
+  manifest['tokenizer']['sha256'] = changed
+  (folder / run_dir.MANIFEST).write_text(json.dumps(manifest))
+  if is_recipe:
+    (tmp_path / 'own.py').write_text(
+      'from configs import tiny\n\n\n'
+      'def get_config():\n'
+      '  config = tiny.corpus()\n'
+      f'  config.tokenizer.path = {str(folder / run_dir.TOKENIZER)!r}\n'
+      '  return config\n'
+    )
+    folder = tmp_path / 'own.py'
+  run_setup.check_recipe(make_run_config(tiny_corpus), tmp_path / 'run', origin)
+  with pytest.raises(InputError) as refused:
+    run_setup.check_recipe(make_run_config(folder), tmp_path / 'run', origin)
+  assert changed[:12] in refused.value.asked
+  assert str(tiny_run / run_dir.TOKENIZER) in refused.value.remedy
+  assert not (tmp_path / 'run').exists()
+
+
 def test_a_result_ends_a_run_and_removes_a_stale_lock(
   opened_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
