@@ -148,6 +148,14 @@ def write_subset_run(
   return folder
 
 
+def continue_run(folder: pathlib.Path, source: str, step: int) -> pathlib.Path:
+  """Changes the manifest of a run: its first weights are those of a checkpoint of another run."""
+  manifest = files.read_json(folder / run_dir.MANIFEST, 'manifest')
+  origin = {'checkpoint': source, 'checkpoint_step': step, 'optimizer': False, 'weights': 'c0ffee'}
+  files.write_json(folder / run_dir.MANIFEST, manifest | {run_dir.ORIGIN: origin})
+  return folder
+
+
 def compute_plateau_loss(step: float, exit_step: float, seed: int = 0) -> float:
   """Returns a loss that stays on the plateau from step 200 to step `exit_step`."""
   loss = PLATEAU_LOSS * max(1.0, (step / 200) ** -0.3) * min(1.0, (step / exit_step) ** -0.4)

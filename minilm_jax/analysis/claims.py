@@ -129,12 +129,14 @@ def find_verdicts(
 def _find_excluded(
   run_paths: Mapping[str, epath.Path], failed: Mapping[str, str]
 ) -> dict[str, str]:
-  """Returns failed and unfinished runs, and committees that contain them, with the reason."""
+  """Returns failed, unfinished and continued runs, and committees with them, with the reason."""
   excluded = dict(failed)
   for name, path in run_paths.items():
     has_ended = runs.read_kind(path) not in _KINDS_WITH_RESULT or (path / run_dir.RESULT).exists()
     if name not in failed and not has_ended:
       excluded[name] = f'the run is unfinished: it has no {run_dir.RESULT}'
+    elif name not in failed and (reason := runs.explain_origin(path)):
+      excluded[name] = reason
   names = {paths.resolve_links(run_paths[name]): name for name in excluded if name in run_paths}
   for name, path in run_paths.items():
     if name in excluded or runs.read_kind(path) != committee_study.KIND:

@@ -147,7 +147,8 @@ def read_runs(run_paths: Mapping[str, epath.Path]) -> LossCurves:
   """Returns a loss curve for each pre-training run or, as `<run> member N`, for each member.
 
   Members that were extracted to `<run>/member-N` have the curve of that run alone. For shorter rows
-  than the maximal length, FLOPs are scaled in proportion; actual FLOPs are those of the log.
+  than the maximal length, FLOPs are scaled in proportion; actual FLOPs are those of the log. A run
+  that started with the weights of another run is left out.
 
   Raises:
     InputError: a file of a run is damaged.
@@ -155,6 +156,9 @@ def read_runs(run_paths: Mapping[str, epath.Path]) -> LossCurves:
   curves, left_out = [], []
   for name, path in run_paths.items():
     if runs.read_kind(path) != 'pretrain':
+      continue
+    if reason := runs.explain_origin(path):
+      left_out.append(f'{name}: {reason}')
       continue
     config, manifest = runs.read_config(path), runs.read_manifest(path)
     bits_path = old_names.find_file(path / run_dir.BITS_PER_WORD)

@@ -212,12 +212,15 @@ def select_single_rows(
 def read_training_sets(run_paths: Mapping[str, epath.Path]) -> Iterator[TrainingSet]:
   """Yields the training set of each pre-training run with a training set in the manifest.
 
+  A run that started with the weights of another run has several training sets and is left out.
+
   Raises:
     InputError: a file of a run is damaged.
   """
   for name, path in run_paths.items():
     config, manifest = runs.read_config(path), runs.read_manifest(path)
-    if runs.read_kind(path) != 'pretrain' or 'training' not in manifest:
+    is_pretraining = runs.read_kind(path) == 'pretrain' and not runs.explain_origin(path)
+    if not is_pretraining or 'training' not in manifest:
       continue
     try:
       yield _make_training_set(name, config, manifest)

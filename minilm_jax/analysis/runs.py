@@ -44,7 +44,11 @@ class RunLosses:
 
 @dataclasses.dataclass(frozen=True)
 class RunRow:
-  """A summary of one run; the validation loss is that of the last evaluation, in nats."""
+  """A summary of one run; the validation loss is that of the last evaluation, in nats.
+
+  Updates, tokens, FLOPs and seconds exclude those of `origin`, the RUN@STEP that gave the first
+  weights; '' for random weights.
+  """
 
   name: str
   kind: str
@@ -59,6 +63,7 @@ class RunRow:
   validation_perplexity: float | None
   scores: int
   devices: str
+  origin: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +258,7 @@ def summarize_run(name: str, path: epath.Path) -> list[RunRow]:
         validation_perplexity=validation.get('perplexity'),
         scores=num_scores,
         devices=', '.join(sorted(set(manifest.get('devices') or ()))),
+        origin=sanitize(run_dir.name_origin(path)),
       )
     )
   return rows
@@ -278,6 +284,14 @@ def split_members(path: epath.Path) -> dict[str, list[Line]]:
     for member, lines in members.items()
     if not member or not (path / member.strip().replace(' ', '-') / run_dir.CONFIG).exists()
   }
+
+
+def explain_origin(path: epath.Path) -> str:
+  """Returns the reason to leave a continued run out of studies of training; '' for other runs."""
+  origin = sanitize(run_dir.name_origin(path))
+  return (
+    f'continued from {origin}: tokens and FLOPs are those of the new run alone' if origin else ''
+  )
 
 
 def read_losses(name: str, path: epath.Path) -> list[RunLosses]:

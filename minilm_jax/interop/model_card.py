@@ -179,7 +179,7 @@ def _build_pretrained(folder: epath.Path, step: int | None) -> tuple[str, list[s
     f'{progress}',
     _describe_architecture(config.model),
     _describe_corpus(folder),
-    _describe_training(config, step),
+    _describe_training(config, step, run_dir.name_origin(folder)),
     _describe_losses(folder, step, members),
     _format_citation(config.model),
   ]
@@ -302,7 +302,7 @@ def _sanitize_digest(digest: str) -> str:
   return ''.join(letter for letter in digest if letter in '0123456789abcdef')[:64] or 'unknown'
 
 
-def _describe_training(config: RunConfig, step: int) -> str:
+def _describe_training(config: RunConfig, step: int, origin: str) -> str:
   model, optimizer, mask = config.model, config.optimizer, config.mask
   row_flops, parameters = flops.flops_per_row(model, mask), flops.count_parameters(model)
   rows = step * config.batch_size
@@ -327,6 +327,9 @@ def _describe_training(config: RunConfig, step: int) -> str:
     ('type of computation', escape_markdown(model.dtype)),
     ('seed', config.seed),
   ]
+  if origin:
+    name = escape_markdown(origin.rpartition('/')[2])
+    cells.append(('initial weights', f'{name}, whose updates are not counted'))
   return _format_section('Training', _format_table(_PROPERTY_COLUMNS, cells))
 
 

@@ -17,7 +17,12 @@ from minilm_jax.analysis.report import report
 from minilm_jax.core import files, recipe, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import committee
-from tests.fake_runs import write_finetune_pair, write_finetune_run, write_subset_run
+from tests.fake_runs import (
+  continue_run,
+  write_finetune_pair,
+  write_finetune_run,
+  write_subset_run,
+)
 from tests.html_page import Page
 
 SEEDS, NOISE = (0, 1, 2, 3), (0.002, -0.002, 0.001, -0.001)
@@ -141,7 +146,9 @@ def test_a_single_seed_decides_nothing(tmp_path: pathlib.Path):
   assert gap.verdict == OPEN and gap.value == pytest.approx(0.4) and gap.missing
 
 
-def test_failed_and_unfinished_runs_are_excluded_and_listed(tmp_path: pathlib.Path):
+def test_failed_unfinished_and_continued_runs_are_excluded_and_listed(tmp_path: pathlib.Path):
+  continued = continue_run(finish(write_subset_run(tmp_path / 'n9000', 9000)), 'runs/n1000', 100)
+  write_finetune_pair(tmp_path, continued, [0.1] * 4, [0.5] * 4, seeds=SEEDS)
   write_sizes(tmp_path, {1000: 0.05, 2000: 0.05})
   worse = write_subset_run(tmp_path / 'n4000', 4000)
   write_finetune_pair(tmp_path, worse, [0.1] * 4, [0.5] * 4, seeds=SEEDS)
@@ -154,7 +161,8 @@ def test_failed_and_unfinished_runs_are_excluded_and_listed(tmp_path: pathlib.Pa
   gap, committee_verdict = results.verdicts[0], results.verdicts[3]
   assert gap.value == pytest.approx(0.05) and 'n4000' not in gap.of
   reasons = dict(text.split(': ', 1) for text in results.excluded)
-  assert reasons.keys() == {'n4000', 'n8000', committee_folder.name}
+  assert reasons.keys() == {'n4000', 'n8000', 'n9000', committee_folder.name}
+  assert 'runs/n1000@100' in reasons['n9000']
   assert 'a finite loss' in reasons['n4000'] and run_dir.RESULT in reasons['n8000']
   assert 'n4000' in reasons[committee_folder.name]
   assert committee_verdict.missing.split(';')[0] == committee_study.NEEDED

@@ -120,6 +120,15 @@ def test_unfinished_runs_and_truncated_logs_are_unfinished_curves(tmp_path: path
   ] * 2
 
 
+def test_continued_runs_have_no_curve(tmp_path: pathlib.Path):
+  """Their tokens and FLOPs are those of the last part of their training."""
+  fake_runs.write_scaling_run(tmp_path / 'runs' / 'a')
+  fake_runs.continue_run(fake_runs.write_scaling_run(tmp_path / 'runs' / 'b'), 'runs/a', 800)
+  curves = loss_curves.read_runs(runs.find_runs([tmp_path / 'runs']))
+  assert [curve.name for curve in curves.curves] == ['a']
+  assert len(curves.left_out) == 1 and 'runs/a@800' in curves.left_out[0]
+
+
 def test_null_losses_of_a_run_are_counted(tmp_path: pathlib.Path):
   folder = fake_runs.write_scaling_run(tmp_path / 'a')
   lines = [

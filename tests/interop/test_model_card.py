@@ -13,7 +13,7 @@ from minilm_jax.data import tokenizer
 from minilm_jax.interop import model_card
 from minilm_jax.model.flops import count_parameters, flops_per_row
 from minilm_jax.training import pretrained
-from tests import fake_classifiers
+from tests import fake_classifiers, fake_runs
 
 HOSTILE = (
   '<script>alert(1)</script>',
@@ -61,6 +61,14 @@ def test_a_card_has_the_numbers_of_its_run(tiny_run: pathlib.Path):
   half = model_card.build_card(tiny_run, 4)
   assert 'step 4 of 8.**' in half and read_cells(half)['updates'] == '4 of 8'
   assert '| validation | 4 |' in half and '| test |' not in half
+
+
+def test_a_card_of_a_continued_run_names_its_origin(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
+  assert 'initial weights' not in read_cells(model_card.build_card(tiny_run))
+  folder = pathlib.Path(shutil.copytree(tiny_run, tmp_path / 'run'))
+  fake_runs.continue_run(folder, '/home/a/runs/b', 4)
+  cell = read_cells(model_card.build_card(folder))['initial weights']
+  assert cell.startswith('b&#64;4')
 
 
 def test_a_card_does_not_need_the_corpus(tiny_run: pathlib.Path, tmp_path: pathlib.Path):

@@ -42,6 +42,12 @@ _LEARNING_NOTE = (
 )
 
 
+ORIGIN_NOTE = (
+  'Updates, tokens, FLOPs and time of a continued run exclude those of the checkpoint that gave its '
+  'first weights.'
+)
+
+
 def answer_scores(scores: Sequence[ScoreRow]) -> Iterator[Answer]:
   """Yields the effect of pre-training on each headline score, or one summary of many effects."""
   rows = [row for row in select_main(scores) if row.headline]
@@ -133,7 +139,8 @@ def make_score_sections(
     yield Section('Averages', table=AVERAGE_FORMAT.fill(averages))
   if phenomena:
     yield Section('Phenomena', table=PHENOMENON_FORMAT.fill(phenomena))
-  yield Section('Runs', table=RUN_FORMAT.fill(runs))
+  notes = [ORIGIN_NOTE] if any(row.origin for row in runs) else []
+  yield Section('Runs', table=dataclasses.replace(RUN_FORMAT.fill(runs), notes=notes))
 
 
 def describe_protocol(scores: Sequence[ScoreRow]) -> str:
@@ -284,7 +291,7 @@ PHENOMENON_FORMAT = TableFormat(
 RUN_FORMAT = TableFormat(
   3,
   (
-    ('run', lambda row: row.name),
+    ('run', lambda row: row.name + (f'; from {row.origin}' if row.origin else '')),
     ('kind', lambda row: row.kind),
     ('state', lambda row: row.state),
     ('parameters', lambda row: _format_count(row.parameters)),

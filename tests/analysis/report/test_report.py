@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 
 from minilm_jax.analysis import runs
-from minilm_jax.analysis.report import report
+from minilm_jax.analysis.report import report, tables
 from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError
 from tests import fake_runs
@@ -102,6 +102,16 @@ def test_reports_change_no_run_are_not_runs_and_have_equal_bytes(home: pathlib.P
   first = {name: path.read_bytes() for name, path in report.report([home]).items()}
   again = {name: path.read_bytes() for name, path in report.report([home]).items()}
   assert again == first and {path: path.read_bytes() for path in before} == before
+
+
+def test_a_continued_run_names_its_origin(home: pathlib.Path, tmp_path: pathlib.Path):
+  fake_runs.continue_run(fake_runs.write_pretraining_run(home / 'more'), 'runs/<tiny>', 300)
+  written = report.report([home], tmp_path)
+  rows = {row['name']: row for row in read_csv(written['runs.csv'])}
+  assert rows['more']['origin'] == 'runs/<tiny>@300' and rows['more']['updates'] == '300'
+  assert {rows[name]['origin'] for name in ('tiny', 'cut', 'sst2/pretrained')} == {''}
+  text = Page(written['report.html'].read_text()).text
+  assert 'from runs/<tiny>@300' in text and tables.ORIGIN_NOTE in text
 
 
 def test_unfinished_runs_are_marked(home: pathlib.Path, tmp_path: pathlib.Path):
