@@ -64,16 +64,8 @@ COMMANDS: Mapping[str, Command] = {
     'WORKDIR with config.json, metrics.jsonl, checkpoints and result.json; prints the losses',
     '--config=configs/tiny.py --workdir=runs/tiny',
     (
-      *(
-        'workdir*',
-        'init_from',
-        'init_optimizer',
-        'coordinator',
-        'processes',
-        'process',
-        'timeout',
-      ),
-      *('deterministic', 'profile'),
+      *('workdir*', 'init_from', 'init_optimizer', 'coordinator', 'processes', 'process'),
+      *('timeout', 'deterministic', 'profile'),
     ),
     kinds=('pretrain',),
   ),

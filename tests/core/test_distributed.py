@@ -23,7 +23,7 @@ import pytest
 from minilm_jax.core import distributed, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.training import checkpoint, pretrain, program, sharding
+from minilm_jax.training import checkpoint, pretrain, pretrained, program, sharding
 from tests.tiny_config import make_run_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ class Processes:
   """`minilm pretrain` in processes of two devices each."""
 
   def __init__(self, folder: pathlib.Path):
-    self.folder, self.children = folder, []
+    self.folder, self.children, self.flags = folder, [], ()
     base_environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
     self.environment = base_environment | {
       'JAX_NUM_CPU_DEVICES': '2',
@@ -111,6 +111,7 @@ class Processes:
           f'--config={file}',
           f'--workdir={workdir}',
           f'--timeout={wait}',
+          *self.flags,
           *(
             [f'--coordinator={coordinator}']
             if is_slurm
@@ -242,6 +243,24 @@ def test_two_slurm_tasks_resume_a_run_of_one_process(
     )
     assert ('update 8' in err) == (number == 0)
   assert_same(workdir, single_run)
+
+
+def test_two_processes_continue_a_run(
+  processes: Processes, single_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+):
+  """The run equals that of one process up to rounding; the origin has the same checksum."""
+  config = make_config(tiny_corpus, num_steps=4)
+  origin = pretrained.Origin(str(single_run), 8, True)
+  pretrain.pretrain(config, tmp_path / 'one', origin=origin)
+  processes.flags = (f'--init_from={single_run}@8', '--init_optimizer')
+  for status, _, err in processes.run_pair(config, tmp_path / 'two'):
+    assert not status, err
+  first, second = (
+    [line['loss'] for line in run_dir.read_lines(tmp_path / name / run_dir.METRICS)]
+    for name in ('one', 'two')
+  )
+  assert first == pytest.approx(second, rel=1e-5) and len(first) == 4
+  assert run_dir.read_origin(tmp_path / 'one') == run_dir.read_origin(tmp_path / 'two')
 
 
 def test_two_gke_workers_form_one_run(processes: Processes):
