@@ -243,7 +243,7 @@ def parse_arguments(
       raise InputError(
         f'the argument {argument!r} of minilm {name}',
         f'the character U+{ord(invalid[0]):04X}, which is not valid text',
-        'give arguments in UTF-8',
+        'give arguments in UTF-8, and set PYTHONUTF8=1 in a locale without UTF-8',
       )
   paths, words = _split_recipes(arguments) if command.kinds else ([], list(arguments))
   alternative = f'--{command.alternative_flag}'
@@ -259,9 +259,9 @@ def parse_arguments(
   return _parse_recipe(name, command, paths[-1], words)
 
 
-def _make_missing_error(name: str, command: Command, flag: str) -> InputError:
+def _make_missing_error(name: str, command: Command, flag: str, found: str = 'no') -> InputError:
   return InputError(
-    f'minilm {name}', f'no {flag}', f'add it, as in: minilm {name} {command.example}'
+    f'minilm {name}', f'{found} {flag}', f'give it, as in: minilm {name} {command.example}'
   )
 
 
@@ -371,7 +371,8 @@ def _check_words(
     )
   for flag in command.flags:
     if flag.endswith('*') and not values.get(flag[:-1]):
-      raise _make_missing_error(name, command, f'--{flag[:-1]}')
+      found = 'an empty' if flag[:-1] in values else 'no'
+      raise _make_missing_error(name, command, f'--{flag[:-1]}', found)
 
 
 def _convert(subject: str, text: str, kind: type) -> Any:

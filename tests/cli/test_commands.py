@@ -16,6 +16,7 @@ REFUSED = [
   ('--checkpoint=RUN --workdir=W', 'no --format'),
   ('--format=card --workdir=W', 'no --checkpoint'),
   ('--checkpoint=RUN --format=card', 'no --workdir'),
+  ('--checkpoint=RUN --format=card --workdir=', 'an empty --workdir'),
   ('--checkpoint=RUN --format=card --workdir=W --batch=3', '--batch'),
   ('--checkpoint=RUN --format=stablehlo --workdir=W', 'RUN'),
   ('--checkpoint=RUN@5 --format=card --workdir=W', '4, 8'),
