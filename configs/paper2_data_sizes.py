@@ -49,7 +49,9 @@ Rules. The smallest relevant effect of every claim is one point of score.
          doubling, or 0.1 of overlap)
     4    holds: the interval of the score lies above -1 point, and the interval of the latency ratio below 1. Does not
          hold: the interval of the score lies below -1 point, or the interval of the ratio above 1
-    Otherwise, and with fewer than two seeds: cannot be told at this size; the report lists the missing runs
+    Otherwise, and with fewer than two seeds: undecided at this budget; the report lists the missing runs
+    Added after the first runs: a claim is undecided, and does not fail by scores, if a compared run has fewer epochs
+    than the 50 of the paper or is on the plateau of word frequencies, or a compared score is of constant predictions
 
 Intervals are not adjusted for four claims, and do not include the variance between pre-training
 runs.

@@ -1,29 +1,31 @@
-"""Verdicts on the four claims of paper 2: holds, does not hold, or cannot be told at this size.
+"""Verdicts on the four claims of paper 2: holds, does not hold, or undecided at this budget.
 
-`configs/paper2_data_sizes.py` has the rules, which were written before any run. Each statistic is
-one number a seed of fine-tuning; scores of one seed are paired. Intervals are Student's intervals
-over these seeds. They do not include the variance between pre-training runs.
+`configs/paper2_data_sizes.py` has the rules. Each statistic is one number a seed of fine-tuning;
+scores of one seed are paired. Intervals are Student's intervals over these seeds. They do not
+include the variance between pre-training runs. A limit of the budget, such as fewer epochs than in
+the paper, leaves a claim undecided that the interval alone would refuse.
 """
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from etils import epath
 
-from minilm_jax.analysis import committee_study, pretraining_gap, runs, scores
+from minilm_jax.analysis import committee_study, frontier, pretraining_gap, runs, scores
 from minilm_jax.analysis.committee_study import CommitteeComparison, Match, Measurements
-from minilm_jax.analysis.loss_curves import LossCurve
+from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
 from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, TrainingSet
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import ScoreRow, make_score_table, select_main
 from minilm_jax.core import files, paths, run_dir
 from minilm_jax.tasks import metrics
 
-HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'cannot be told at this size'
+HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'undecided at this budget'
 # One point of score is the smallest relevant gain (claims 1-3) and the largest tolerated loss (4).
 MARGIN = 0.01
+PAPER_EPOCHS = 50  # of every pre-training set
 TOPICS = ('fewrel', 'ag_news', 'dbpedia_14')  # scores of these tasks of the paper require verdicts
 CLAIMS = {
   1: 'Pre-trained models score higher than the same models from scratch.',
@@ -59,6 +61,9 @@ class Verdict:
     latency_high: upper end.
     of: tasks and runs of the value.
     missing: runs that are needed for a decision, or ''.
+    detectable: smallest effect that a test of these seeds at 5% finds with a power of 80%, as a share
+      of a score; nan with fewer than two seeds.
+    limits: limits of the budget, or ''.
   """
 
   claim: int
@@ -74,6 +79,8 @@ class Verdict:
   latency_high: float = math.nan
   of: str = ''
   missing: str = ''
+  detectable: float = math.nan
+  limits: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,17 +120,50 @@ def find_verdicts(
     return ClaimResults([], [], [])
   comparison = committee_study.compare_with_deep(committees, rows, sets)
   by_name = {curve.name: curve for curve in curves}
+  limits = find_limits(sets, by_name)
   measurements = Measurements(committees, rows, sets, by_name, latencies, comparison.deep_shape)
   return ClaimResults(
     [
-      _decide_gain(by_series, sets),
-      _decide_growth(2, SIZE, gaps, by_series),
-      _decide_growth(3, OVERLAP, gaps, by_series),
-      _decide_committee(comparison, latencies),
+      _decide_gain(by_series, sets, limits),
+      _decide_growth(2, SIZE, gaps, by_series, limits),
+      _decide_growth(3, OVERLAP, gaps, by_series, limits),
+      _decide_committee(comparison, latencies, _list_contestants(comparison, sets), limits),
     ],
     [f'{name}: {reason}' for name, reason in excluded.items()],
     committee_study.find_matches(comparison, measurements),
   )
+
+
+def find_limits(
+  sets: Mapping[str, TrainingSet], curves: Mapping[str, LossCurve]
+) -> dict[str, list[str]]:
+  """Returns the limits of the budget of each pre-training run: its data and its plateau."""
+  limits: dict[str, list[str]] = {name: [] for name in sets}
+  by_tokenizer = runs.group_by(sets.values(), lambda training_set: training_set.tokenizer)
+  for same_tokenizer in by_tokenizer.values():
+    names = [training_set.name for training_set in same_tokenizer if training_set.name in curves]
+    level = frontier.find_plateau_level([curves[name] for name in names])
+    for name in names if level is not None else ():
+      plateau = frontier.find_plateau(curves[name], level, ACTUAL)
+      if plateau is not None and not plateau.has_exit:
+        limits[name].append(f'{name} is on the plateau of word frequencies')
+  for name, training_set in sets.items():
+    if training_set.epochs < PAPER_EPOCHS:
+      epochs = f'{training_set.epochs:.2g} of {PAPER_EPOCHS} epochs'
+      limits[name].append(f'{name} has {epochs} of the paper')
+  return limits
+
+
+def _list_contestants(
+  comparison: CommitteeComparison, sets: Mapping[str, TrainingSet]
+) -> list[str]:
+  """Returns the pre-training runs with the shape of a member or of the deep model."""
+  shapes = {*comparison.shapes, comparison.deep_shape}
+  return [
+    name
+    for name, training_set in sets.items()
+    if runs.encode_latency_shape(training_set.model) in shapes
+  ]
 
 
 def _find_excluded(
@@ -149,9 +189,11 @@ def _find_excluded(
   return excluded
 
 
-def _decide_gain(by_series: BySeries, sets: Mapping[str, TrainingSet]) -> Verdict:
+def _decide_gain(
+  by_series: BySeries, sets: Mapping[str, TrainingSet], limits: Mapping[str, list[str]]
+) -> Verdict:
   """Decides claim 1 by the runs of each task and model on the largest set that no task selected."""
-  differences, collapsed = {}, 0
+  differences, collapsed, used = {}, 0, []
   for series, rows in by_series.items():
     for key in dict.fromkeys(sets[name].key for name in rows):
       same_model = [name for name in rows if sets[name].key == key]
@@ -163,6 +205,7 @@ def _decide_gain(by_series: BySeries, sets: Mapping[str, TrainingSet]) -> Verdic
       ]
       max_rows = max((sets[name].rows for name in candidates), default=0)
       largest = [name for name in candidates if sets[name].rows == max_rows]
+      used += largest
       pairs = [
         (rows[name].pretrained, rows[name].scratch if rows[name].scratch.n else scratch)
         for name in largest
@@ -171,10 +214,22 @@ def _decide_gain(by_series: BySeries, sets: Mapping[str, TrainingSet]) -> Verdic
         by_pair = [scores.subtract_by_seed(*(group.by_seed for group in pair)) for pair in pairs]
         differences[f'{series} ({", ".join(largest)})'] = _average_common_seeds(by_pair)
         collapsed += sum(group.collapsed for pair in pairs for group in pair)
-  return _decide(1, differences, collapsed, 'scores of one task, pre-trained and from scratch')
+  needed = 'scores of one task, pre-trained and from scratch'
+  return _decide(1, differences, collapsed, needed, _join_limits(used, limits))
 
 
-def _decide_growth(claim: int, axis: str, gaps: Sequence[Gap], by_series: BySeries) -> Verdict:
+def _join_limits(names: Iterable[str], limits: Mapping[str, list[str]]) -> list[str]:
+  """Returns the limits of runs, each run once."""
+  return [limit for name in dict.fromkeys(names) for limit in limits[name]]
+
+
+def _decide_growth(
+  claim: int,
+  axis: str,
+  gaps: Sequence[Gap],
+  by_series: BySeries,
+  limits: Mapping[str, list[str]],
+) -> Verdict:
   """Decides claim 2 or 3 by the slopes of the gap along an axis.
 
   Comparisons by size are those with equal updates or, without such, with equal epochs.
@@ -195,15 +250,27 @@ def _decide_growth(claim: int, axis: str, gaps: Sequence[Gap], by_series: BySeri
   needed = 'two overlaps with the task, in runs on sets of one size (minilm overlap-subsets)'
   if axis == SIZE:
     needed = 'two sizes of the pre-training set, in runs with equal updates or epochs'
-  return _decide(claim, slopes, collapsed, f'{needed}, with scores pre-trained and from scratch')
+  needed += ', with scores pre-trained and from scratch'
+  along_limits = _join_limits((gap.checkpoint for gap in along), limits)
+  return _decide(claim, slopes, collapsed, needed, along_limits)
 
 
-def _decide_committee(comparison: CommitteeComparison, latencies: Sequence[LatencyRow]) -> Verdict:
+def _decide_committee(
+  comparison: CommitteeComparison,
+  latencies: Sequence[LatencyRow],
+  contestants: Sequence[str],
+  limits: Mapping[str, list[str]],
+) -> Verdict:
   """Decides claim 4 by score and latency: the claim fails if either part fails."""
   accuracy = _decide(
-    4, comparison.differences, comparison.collapsed, comparison.missing, -MARGIN, -MARGIN
+    4,
+    comparison.differences,
+    comparison.collapsed,
+    comparison.missing,
+    _join_limits(contestants, limits),
+    (-MARGIN, -MARGIN),
   )
-  latency, contestants, missing = committee_study.compare_latency(comparison, latencies)
+  latency, timed, missing = committee_study.compare_latency(comparison, latencies)
   value, low, high = latency
   latency_verdict = HOLDS if high < 1 else FAILS if low > 1 else OPEN
   if latency_verdict == OPEN and not missing:
@@ -216,7 +283,7 @@ def _decide_committee(comparison: CommitteeComparison, latencies: Sequence[Laten
     latency=value,
     latency_low=low,
     latency_high=high,
-    of='; '.join(filter(None, (accuracy.of, contestants))),
+    of='; '.join(filter(None, (accuracy.of, timed))),
     missing='; '.join(filter(None, (accuracy.missing, missing))) if verdict == OPEN else '',
   )
 
@@ -226,25 +293,32 @@ def _decide(
   numbers: Mapping[str, BySeed],
   collapsed: int,
   needed: str,
-  above: float = 0.0,
-  below: float = MARGIN,
+  limits: Sequence[str],
+  bounds: tuple[float, float] = (0.0, MARGIN),
 ) -> Verdict:
   """Returns the verdict on the mean over tasks and comparisons, by seed.
 
   Args:
     numbers: numbers by description and seed; descriptions without seeds are ignored.
     needed: description of the missing runs, if there are no numbers.
-    above: the claim holds if the interval lies above this bound.
-    below: otherwise, the claim fails if the interval lies below this bound.
+    limits: limits of the budget, with which no claim fails.
+    bounds: the claim holds if the interval lies above the first bound. Otherwise, the claim fails if
+      the interval lies below the second bound.
   """
   with_seeds = {name: by_seed for name, by_seed in numbers.items() if by_seed}
   values = list(_average_common_seeds(list(with_seeds.values())).values())
   low, high = metrics.confidence_interval(values)
-  verdict = HOLDS if low > above else FAILS if high < below else OPEN
+  above, below = bounds
+  if collapsed:
+    limits = [*limits, f'{collapsed} scores are of constant predictions']
+  is_below = low <= above and high < below
+  verdict = HOLDS if low > above else FAILS if is_below and not limits else OPEN
   missing = ''
   if verdict == OPEN:
     missing = f'a narrower interval, from more than {len(values)} seeds or larger runs'
-    if not numbers:
+    if is_below:
+      missing = 'runs without the limits of the budget'
+    elif not numbers:
       missing = needed
     elif len(values) < 2:
       missing = (
@@ -261,6 +335,8 @@ def _decide(
     collapsed=collapsed,
     of='; '.join(with_seeds),
     missing=missing,
+    detectable=metrics.smallest_detectable_effect(values),
+    limits='; '.join(limits),
   )
 
 

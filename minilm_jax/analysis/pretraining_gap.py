@@ -135,6 +135,11 @@ class TrainingSet:
     return json.loads(self.key)[0]
 
   @property
+  def tokenizer(self) -> str:
+    """Hash of the tokenizer."""
+    return json.loads(self.key)[1]
+
+  @property
   def has_convolutions(self) -> bool:
     """Whether the model has convolutions."""
     return bool(self.model.get('convolutions'))  # recipes of old runs lack the field

@@ -19,6 +19,7 @@ from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.tasks.task import REGRESSION, Task
 
 CONFIDENCE = 0.95
+POWER = 0.8  # of a test, for the smallest detectable effect
 NUM_BINS = 15  # of the calibration error
 _NUM_BOOTSTRAP = 2000  # samples; fewer samples would change the second digit of an interval
 _BOOTSTRAP_SEED = 0
@@ -369,6 +370,19 @@ def confidence_interval(
   margin = float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
   mean = float(np.mean(values))
   return mean - margin, mean + margin
+
+
+def smallest_detectable_effect(values: Sequence[float]) -> float:
+  """Returns the smallest mean that a two-sided t test at 5% finds with a power of 80%.
+
+  The approximation (t_0.975 + t_0.8) s / sqrt(n) is for n independent values of standard deviation
+  s; nan below two values.
+  """
+  n = len(values)
+  if n < 2:
+    return math.nan
+  quantiles = stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], n - 1)
+  return float(quantiles.sum() * np.std(values, ddof=1) / np.sqrt(n))
 
 
 def percentile_interval(values: Sequence[float] | Float[np.ndarray, 'n']) -> tuple[float, float]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import paper2_data_sizes, tiny
-from minilm_jax.analysis import claims, committee_study, loss_curves, runs
+from minilm_jax.analysis import claims, committee_study, loss_curves, pretraining_gap, runs
 from minilm_jax.analysis.claims import FAILS, HOLDS, OPEN, ClaimResults, Verdict
 from minilm_jax.analysis.report import report
 from minilm_jax.core import files, recipe, run_dir
@@ -19,6 +19,7 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import committee
 from tests.fake_runs import (
   continue_run,
+  make_loss_curve,
   write_finetune_pair,
   write_finetune_run,
   write_subset_run,
@@ -58,11 +59,15 @@ def add_noise(value: float, spread: float = 1.0) -> list[float]:
 
 
 def write_sizes(
-  folder: pathlib.Path, gains: dict[int, float], spread: float = 1.0, **options: Any
+  folder: pathlib.Path,
+  gains: dict[int, float],
+  spread: float = 1.0,
+  updates: int = 6250,  # 50 epochs of 4,000 rows in batches of 32
+  **options: Any,
 ) -> None:
   """Writes a run for each number of rows with the gap of that run; the order of the noise differs."""
   for number, (rows, gain) in enumerate(gains.items()):
-    source = finish(write_subset_run(folder / f'n{rows}', rows))
+    source = finish(write_subset_run(folder / f'n{rows}', rows, updates))
     values = [0.5 + gain + spread * noise for noise in (*NOISE[number % 4 :], *NOISE[: number % 4])]
     write_finetune_pair(folder, source, values, [0.5] * 4, seeds=SEEDS, **options)
 
@@ -96,6 +101,37 @@ def test_verdicts_on_the_gap_and_its_growth_follow_the_intervals(
   assert growth.value == pytest.approx(slope, abs=1e-9) and growth.low < slope < growth.high
   assert (gap.missing == '') == (first != OPEN)
   assert all(verdicts[claim].verdict == OPEN and verdicts[claim].missing for claim in (3, 4))
+
+
+def test_fewer_epochs_than_in_the_paper_leave_a_claim_undecided(tmp_path: pathlib.Path):
+  # 6,249 updates of 32 rows are 49.99 epochs of 4,000 rows
+  write_sizes(tmp_path, {1000: -0.05, 2000: -0.05, 4000: -0.05}, updates=6249)
+  verdicts = map_verdicts(tmp_path)
+  for verdict in (verdicts[1], verdicts[2]):
+    assert verdict.verdict == OPEN and verdict.high < claims.MARGIN and verdict.missing
+    assert 'n4000' in verdict.limits and 'n2000' not in verdict.limits
+
+
+def test_a_positive_gap_holds_with_few_epochs(tmp_path: pathlib.Path):
+  write_sizes(tmp_path, {1000: 0.05, 2000: 0.05, 4000: 0.05}, updates=100)
+  gap = map_verdicts(tmp_path)[1]
+  assert gap.verdict == HOLDS and 'n4000' in gap.limits
+
+
+def test_a_run_on_the_plateau_leaves_a_claim_undecided():
+  # The plateau of 6.4 nats lies between the updates 1,000 and 4,000.
+  updates = list(range(100, 10_001, 100))
+  loss = [6.4 * max(1, (step / 1000) ** -0.3) * min(1, (step / 4000) ** -0.4) for step in updates]
+  curves = {
+    name: make_loss_curve(name, updates[:count], loss[:count], counts=('actual',))
+    for name, count in (('left', 100), ('stays', 40))
+  }
+  training_set = pretraining_gap.TrainingSet(
+    'left', '', '[{}, "abc"]', 10, 1000, 10, 500, '', math.nan, False, '', ''
+  )
+  sets = {name: dataclasses.replace(training_set, name=name) for name in curves}
+  limits = claims.find_limits(sets, curves)
+  assert limits['left'] == [] and len(limits['stays']) == 1
 
 
 def test_the_slope_is_the_mean_over_seeds_with_students_interval(tmp_path: pathlib.Path):
@@ -180,6 +216,18 @@ def test_constant_predictions_are_counted_and_included(tmp_path: pathlib.Path):
   assert (gap.collapsed, gap.seeds, gap.verdict) == (1, 4, HOLDS)
 
 
+def test_constant_predictions_leave_a_claim_undecided(tmp_path: pathlib.Path):
+  source = finish(write_subset_run(tmp_path / 'a', 1000, updates=1600))
+  write_finetune_pair(tmp_path, source, add_noise(0.4), [0.5] * 4, seeds=SEEDS)
+  assert map_verdicts(tmp_path)[1].verdict == FAILS
+  scores = next((tmp_path / 'tasks').glob('*-s')) / run_dir.SCORES
+  run_dir.write_lines(
+    scores, [line | {'constant_prediction': True} for line in run_dir.read_lines(scores)]
+  )
+  gap = map_verdicts(tmp_path)[1]
+  assert gap.verdict == OPEN and gap.high < 0 and gap.limits
+
+
 def make_model(**changes: Any) -> dict[str, Any]:
   """Returns all fields of a model, as in config.json of a run."""
   config = tiny.get_config()
@@ -230,7 +278,7 @@ def write_committee(
 def write_deep_run(
   folder: pathlib.Path, values: list[float], name: str = 'bert-6', rows: int = 1000, **changes: Any
 ) -> None:
-  source = finish(write_subset_run(folder / name, rows, **make_model(**DEEP) | changes))
+  source = finish(write_subset_run(folder / name, rows, 1600, **make_model(**DEEP) | changes))
   write_finetune_run(folder / 'tasks' / name, source, values, True, seeds=SEEDS)
   scores = folder / 'tasks' / name / run_dir.SCORES
   run_dir.write_lines(
@@ -315,7 +363,7 @@ def test_the_verdict_on_the_committee_follows_score_and_latency(
   verdict: str,
   tmp_path: pathlib.Path,
 ):
-  source = finish(write_subset_run(tmp_path / 'conv', 1000, **make_model(**SHALLOW)))
+  source = finish(write_subset_run(tmp_path / 'conv', 1000, 1600, **make_model(**SHALLOW)))
   write_committee(
     tmp_path,
     [committee_score, committee_score, committee_score + 0.0025, committee_score + 0.0025],

@@ -309,3 +309,19 @@ def test_a_summary_of_few_values_has_nan_for_undefined_fields():
   assert all(math.isnan(line[name]) for name in ('std', 'low', 'high'))
   for values in ([], [0.5, math.nan]):
     assert math.isnan(metrics.summarize(values)['mean'])
+
+
+@pytest.mark.parametrize(
+  'values, effect',
+  [
+    # By tables of Student's t: (2.776 + 0.941) / sqrt(5), and (12.706 + 1.376) / sqrt(2).
+    ([3.0, 3.0 + math.sqrt(2), 3.0 - math.sqrt(2), 3.0, 3.0], 1.662),
+    ([0.0, math.sqrt(2)], 9.957),
+  ],
+)
+def test_a_design_detects_effects_above_its_noise(values: list[float], effect: float):
+  assert metrics.smallest_detectable_effect(values) == pytest.approx(effect, abs=2e-3)
+
+
+def test_one_value_detects_no_effect():
+  assert math.isnan(metrics.smallest_detectable_effect([3.0]))

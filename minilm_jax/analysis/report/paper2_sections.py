@@ -120,6 +120,11 @@ def _answer_claim(verdict: Verdict) -> Answer:
     latency = format_interval(verdict.latency, verdict.latency_low, verdict.latency_high, '.2f')
     number = '; '.join(filter(None, (number, f'latency ratio {latency}')))
     notes.append('The latency ratio is committee over deep model.')
+  if math.isfinite(verdict.detectable):
+    effect = format_points(verdict.detectable)
+    notes.append(f'These seeds find an effect of {effect} points with a power of 80%.')
+  if verdict.limits:
+    notes.append(f'Limits of the budget: {verdict.limits}.')
   if verdict.missing:
     notes.append(f'Missing: {verdict.missing}.')
   return Answer(
