@@ -56,6 +56,8 @@ VOLATILE_FIELDS = (
   'milliseconds',
   'load_before',
   'corpus_folder',
+  'corpus_link',
+  'checkpoint_link',
   'commit_timestamp_nsecs',
   'init_timestamp_nsecs',
   'corpus',
@@ -94,6 +96,7 @@ def list_commands(reference: pathlib.Path) -> list[Command]:
     Command('corpus', ('corpus', '--config=configs/tiny.py:corpus', '--config.workers=2')),
     Command('pretrain', pretrain),
     Command('population', (*pretrain, '--config.population.members=2')),
+    Command('continued', (*pretrain, f'--init_from={reference}/pretrain@220', '--init_optimizer')),
     Command(
       'sweep',
       (
