@@ -88,6 +88,10 @@ RUNS = [
       'mask-0.4+muon',
     )
   ),
+  # About 300 seconds on two idle cores each.
+  'batch-64+rate-1e-2+muon+tokens-30@small',
+  'batch-64+rate-1e-2+mask-0.3+muon+tokens-19@small',
+  'batch-32+rate-5.6e-3+mask-0.3+muon+tokens-9@small-tied',
 ]
 SETS = {
   f'batch-rate-{shape}': [
