@@ -364,7 +364,9 @@ def test_ablations_change_one_part_and_together_are_the_recommended_recipe():
 
 def test_points_of_the_search_have_equal_tokens_and_similar_sizes():
   configs = {name: recipe_search.get_config(name) for name in recipe_search.RUNS}
-  assert {config.num_steps * config.batch_size for config in configs.values()} == {32_000}
+  rows = {name: config.num_steps * config.batch_size for name, config in configs.items()}
+  assert {rows[name] for name in rows if 'tokens' not in name} == {32_000}
+  assert rows['batch-64+rate-1e-2+muon+tokens-30@small'] == pytest.approx(30e6 / 128, abs=64)
   config = configs['batch-16+rate-5.6e-3+mask-0.4+muon@small-tied']
   assert config.mask.rate == 0.4 and config.optimizer.learning_rate == 0.0056
   assert config.model.tied and config.optimizer.algorithm == 'muon' and config.batch_size == 16
