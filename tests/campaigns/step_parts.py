@@ -7,8 +7,8 @@ RECIPE is a file and its argument, as for `--config`. ROWS replaces the batch si
 timed in turns with the whole step; the table has medians. Parts lack the fusions between them, so
 their sum may exceed the step.
 
-The lower bounds are the arithmetic of the products at the peak of `minilm bench`, exponentials at
-the speed of a loop that computes nothing else, and bytes at the measured memory bandwidth.
+The lower bounds add three times: products at the peak of `minilm bench`, exponentials at the speed of
+a loop without other work, and bytes at the measured memory bandwidth.
 """
 
 import functools
