@@ -92,6 +92,7 @@ RUNS = [
   'batch-64+rate-1e-2+muon+tokens-30@small',
   'batch-64+rate-1e-2+mask-0.3+muon+tokens-19@small',
   'batch-32+rate-5.6e-3+mask-0.3+muon+tokens-9@small-tied',
+  # 55 minutes.
   'batch-32+rate-5.6e-3+mask-0.3+muon+tokens-100@small-tied',
 ]
 SETS = {

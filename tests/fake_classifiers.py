@@ -14,6 +14,7 @@ from minilm_jax.model.heads import init_classifier
 from minilm_jax.tasks import classifier
 from minilm_jax.tasks.classifier import Card, SavedClassifier
 from minilm_jax.tasks.examples import Examples
+from minilm_jax.training import pretrained
 
 LABELS = ('negative', 'positive', 'neutral')
 TEXTS = ('the dog sleeps .', 'a good fox', 'the bad pig eats the red hen and sleeps', 'a', 'cow .')
@@ -64,7 +65,7 @@ def make_classifier(
   card = make_card(tokenizer, seed, hidden, **changes)
   model = init_classifier(card.model, card.head, len(card.labels), jax.random.key(seed))
   model = jax.tree.map(lambda x: np.asarray(4 * x), model)
-  return SavedClassifier(card, model, tokenizer, classifier.hash_classifier(model))
+  return SavedClassifier(card, model, tokenizer, pretrained.hash_weights(model))
 
 
 def save_classifier(

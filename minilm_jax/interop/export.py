@@ -205,7 +205,7 @@ def load_model(ref: str, as_program: bool = False) -> LoadedModel:
   _check_exportable(ref, pretrained.load_tokenizer(place.folder), recipe.model, as_program)
   run = pretrained.load(place.folder, place.step, changes={'dtype': 'float32'})
   model = jax.tree.map(np.asarray, run.model)
-  identity = classifier.hash_classifier(model)
+  identity = pretrained.hash_weights(model)
   return LoadedModel(
     place, run.config.model, model, run.tokenizer, None, recipe.num_steps, identity
   )

@@ -14,7 +14,6 @@ devices.
 
 import dataclasses
 import functools
-import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -140,16 +139,6 @@ def is_incomplete(path: epath.PathLike) -> bool:
   return not (epath.Path(path) / run_dir.MANIFEST).exists()
 
 
-def hash_classifier(model: Any) -> str:
-  """Returns the SHA-256 checksum of the names, shapes, types and bytes of all weights."""
-  digest = hashlib.sha256()
-  for name, leaf in sorted(checkpoint.flatten(model).items()):
-    array = np.asarray(leaf)
-    digest.update(f'{name} {array.shape} {array.dtype}\n'.encode())
-    digest.update(np.ascontiguousarray(array).tobytes())
-  return digest.hexdigest()
-
-
 def save_classifier(
   path: epath.PathLike,
   card: Card,
@@ -189,7 +178,7 @@ def save_classifier(
     {
       'kind': CLASSIFIER_KIND,
       'files': {name: files.hash_file(temporary / name) for name in _FILES},
-      'weights': hash_classifier(model),
+      'weights': pretrained.hash_weights(model),
       'examples': dict(digests),
       'parameters': count_parameters(model),
       'jax': jax.__version__,
@@ -244,7 +233,7 @@ def load_classifier(path: epath.PathLike) -> SavedClassifier:
     path, lambda key: init_classifier(card.model, card.head, len(card.labels), key), step=0
   )
   model = jax.tree.map(np.asarray, restored)
-  identity = hash_classifier(model)
+  identity = pretrained.hash_weights(model)
   if identity != manifest['weights']:
     raise InputError(subject, 'weights with another checksum', _COPY_REMEDY)
   return SavedClassifier(card, model, load_tokenizer(path / run_dir.TOKENIZER), identity)

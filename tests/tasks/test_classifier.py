@@ -152,7 +152,7 @@ def test_saving_and_copying_changes_no_bit(saved: tuple, tmp_path: pathlib.Path)
   for path in (folder, tmp_path / 'copy'):
     loaded = classifier.load_classifier(path)
     assert loaded.card == member.card
-    assert loaded.identity == member.identity == classifier.hash_classifier(loaded.model)
+    assert loaded.identity == member.identity == pretrained.hash_weights(loaded.model)
     jax.tree.map(np.testing.assert_array_equal, loaded.model, member.model)
   assert list_names(folder.parent) == ['classifier-0']
 
@@ -188,7 +188,7 @@ def test_saving_replaces_a_classifier_and_an_interrupted_save_is_incomplete(
   other = jax.tree.map(lambda x: x + 1, member.model)
   fake_classifiers.save_classifier(folder, dataclasses.replace(member, model=other))
   identity = classifier.load_classifier(folder).identity
-  assert identity == classifier.hash_classifier(other) != member.identity
+  assert identity == pretrained.hash_weights(other) != member.identity
   (folder / run_dir.MANIFEST).unlink()
   assert classifier.is_incomplete(folder)
 
