@@ -1,9 +1,9 @@
 """A grid for two CPU cores: fourteen shapes of paper 1 with two seeds each.
 
     minilm sweep --config=configs/cpu_grid.py --config.corpus=corpora/honey --workdir=runs/grid
-    minilm finetune --config=configs/glue.py:cola,sst2 --config.task.data_dir=TFDS --config.task.max_train_examples=1000 \
+    minilm finetune --config=configs/paper1_tasks.py:cola,sst2 --config.task.data_dir=TFDS --config.task.max_train_examples=1000 \
         --config.epochs=3 --config.seeds=0,1 --checkpoint='runs/grid/*/member-0' --with_scratch --workdir=runs/grid-glue
-    minilm finetune --config=configs/glue.py:mrpc,stsb --config.task.data_dir=TFDS --config.task.max_train_examples=500 \
+    minilm finetune --config=configs/paper1_tasks.py:mrpc,stsb --config.task.data_dir=TFDS --config.task.max_train_examples=500 \
         --config.epochs=2 --config.seeds=0,1 --checkpoint='runs/grid/*/member-0' --with_scratch --workdir=runs/grid-glue
     minilm report runs/grid runs/grid-glue --workdir=runs/report
 

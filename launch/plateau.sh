@@ -21,7 +21,7 @@ if [[ ! $seeds =~ ^[1-9][0-9]*$ ]]; then
 fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_minilm data
-ablations=$root/configs/plateau_ablations.py glue=$root/configs/glue.py
+ablations=$root/configs/plateau_ablations.py glue=$root/configs/paper1_tasks.py
 small=e32-h32-f64-a8-l1 middle=e64-h64-f256-a8-l2
 member= # path of a model in the folder of its point
 if ((seeds > 1)); then member='/member-*'; fi

@@ -13,6 +13,7 @@ from configs import (
   microworld,
   paper1,
   paper1_grids,
+  paper1_tasks,
   paper2_data_sizes,
   paper2_models,
   paper2_tasks,
@@ -87,6 +88,7 @@ NAMES = [
   'base.py',
   'paper1.py',
   'glue.py',
+  'paper1_tasks.py',
   'quickstart.py',
   'microworld.py',
 ]
@@ -198,12 +200,20 @@ def test_sets_and_names_can_be_combined():
     recipe.expand_names(path, 'iso_flops,wise-dew-6')
 
 
-def test_glue_has_the_protocol_of_paper_1():
-  config = recipe.resolve(glue.get_config('rte'), 'finetune')
+def test_tasks_have_the_protocol_of_paper_1():
+  config = recipe.resolve(paper1_tasks.get_config('rte'), 'finetune')
   assert (config.task.name, config.epochs, config.batch_size, config.length) == ('rte', 5, 32, 128)
   adamw = config.optimizer
   assert (adamw.learning_rate, adamw.schedule, adamw.weight_decay) == (2e-4, 'linear', 0)
   assert config.task.split == 'validation' and optimizer.warmup_steps(config.optimizer, 1000) == 0
+  assert config.learning_rates == () and config.validation_fraction == 0
+
+
+def test_glue_selects_the_rate_on_held_out_examples():
+  config = recipe.resolve(glue.get_config('rte'), 'finetune')
+  assert (config.task.name, config.epochs, config.optimizer.schedule) == ('rte', 5, 'linear')
+  assert config.learning_rates == (3e-4, 1e-3, 3e-3, 1e-2)
+  assert (config.validation_fraction, config.head.pooling) == (0.1, 'mean')
 
 
 def test_glue_has_nine_tasks():

@@ -74,7 +74,7 @@ def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys):
 
   finetune = [
     'finetune',
-    '--config=configs/glue.py:microworld/acceptability',
+    '--config=configs/paper1_tasks.py:microworld/acceptability',
     f'--checkpoint={tiny}@4,{tiny}@8',
     f'--workdir={runs / "task"}',
     '--config.seeds=0,1',

@@ -113,7 +113,7 @@ def list_commands(reference: pathlib.Path) -> list[Command]:
       'finetune',
       (
         'finetune',
-        '--config=configs/glue.py:microworld/acceptability,microworld/sentiment',
+        '--config=configs/paper1_tasks.py:microworld/acceptability,microworld/sentiment',
         run,
         '--with_scratch',
         '--config.seeds=0,1',
