@@ -21,6 +21,7 @@ from minilm_jax.tasks.metrics import percentile_interval
 MIN_MODELS = 4  # in a correlation
 LOSS, BITS = 'log-perplexity', 'bits per word'
 _MAX_RELATIVE_DIFFERENCE = 0.1  # between matched sizes or costs
+_MIN_UNEXPLAINED = 1e-9  # rounding of a correlation of 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Correlation:
     series: name of the task or the average, with its protocol.
     from_scratch: each model also counts untrained, with its score from scratch.
     models: number of models, which are resampled.
+    partial: Spearman's coefficient at a constant number of parameters.
     degenerate: share of resamples with a constant variable, which the intervals leave out.
   """
 
@@ -73,6 +75,7 @@ class Correlation:
   pearson: Estimate
   spearman: Estimate
   kendall: Estimate
+  partial: Estimate
   degenerate: float
 
 
@@ -207,19 +210,21 @@ def _correlate_series(
     [[model.loss if measure == LOSS else model.bits, model.untrained] for model in models]
   )
   y = np.array([[model.score, model.scratch] for model in models])
+  size = np.array([[model.parameters] * 2 for model in models], float)
   if not from_scratch:
-    x, y = x[:, :1], y[:, :1]
+    x, y, size = x[:, :1], y[:, :1], size[:, :1]
   drawn = np.random.default_rng(seed).integers(len(models), size=(draws, len(models)))
-  values = compute_coefficients(x.reshape(1, -1), y.reshape(1, -1))[:, 0]
-  resampled = compute_coefficients(x[drawn].reshape(draws, -1), y[drawn].reshape(draws, -1))
+  values = compute_coefficients(*(values.reshape(1, -1) for values in (x, y, size)))[:, 0]
+  resampled = compute_coefficients(*(values[drawn].reshape(draws, -1) for values in (x, y, size)))
   is_defined = np.isfinite(resampled[0])
   estimates = []
   for value, drawn_values in zip(values, resampled, strict=True):
     low = high = math.nan
-    if np.isfinite(value) and is_defined.any():
-      low, high = percentile_interval(drawn_values[is_defined])
+    finite = drawn_values[np.isfinite(drawn_values)]
+    if np.isfinite(value) and finite.size:
+      low, high = percentile_interval(finite)
     estimates.append(Estimate(float(value), low, high))
-  pearson, spearman, kendall = estimates
+  pearson, spearman, kendall, partial = estimates
   return Correlation(
     series=series,
     measure=measure,
@@ -229,21 +234,30 @@ def _correlate_series(
     pearson=pearson,
     spearman=spearman,
     kendall=kendall,
+    partial=partial,
     degenerate=float(1 - is_defined.mean()),
   )
 
 
 def compute_coefficients(
-  x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N']
-) -> Float[np.ndarray, '3 S']:
-  """Returns Pearson's, Spearman's and Kendall's (tau-b) coefficients of each of S samples.
+  x: Float[np.ndarray, 'S N'], y: Float[np.ndarray, 'S N'], size: Float[np.ndarray, 'S N']
+) -> Float[np.ndarray, '4 S']:
+  """Returns four coefficients of each of S samples; nan if a variable is constant.
 
-  A coefficient is nan if a variable is constant.
+  They are those of Pearson, Spearman and Kendall (tau-b), and Spearman's partial coefficient at a
+  constant size. The partial coefficient is also nan if the size determines x or y.
   """
-  x_ranks, y_ranks = (stats.rankdata(values, axis=1) for values in (x, y))
-  return np.stack(
-    [_compute_pearson(x, y), _compute_pearson(x_ranks, y_ranks), _compute_kendall(x, y)]
+  x_ranks, y_ranks, size_ranks = (stats.rankdata(values, axis=1) for values in (x, y, size))
+  spearman = _compute_pearson(x_ranks, y_ranks)
+  x_size, y_size = (_compute_pearson(ranks, size_ranks) for ranks in (x_ranks, y_ranks))
+  unexplained = np.sqrt((1 - x_size**2) * (1 - y_size**2))
+  partial = np.divide(
+    spearman - x_size * y_size,
+    unexplained,
+    out=np.full_like(spearman, np.nan),
+    where=unexplained > _MIN_UNEXPLAINED,
   )
+  return np.stack([_compute_pearson(x, y), spearman, _compute_kendall(x, y), partial])
 
 
 def _compute_pearson(

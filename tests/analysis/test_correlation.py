@@ -53,14 +53,30 @@ def test_coefficients_equal_those_of_scipy_with_ties():
   rng = np.random.default_rng(0)
   x, y = rng.integers(0, 5, (2, 30, 12)).astype(float)
   x[0], y[1] = 2.0, 7.0
-  coefficients = correlation.compute_coefficients(x, y)
+  coefficients = correlation.compute_coefficients(x, y, rng.normal(size=x.shape))
   assert np.isnan(coefficients[:, :2]).all()
   for n in range(2, 30):
     expected = [
       function(x[n], y[n]).statistic
       for function in (stats.pearsonr, stats.spearmanr, stats.kendalltau)
     ]
-    assert coefficients[:, n] == pytest.approx(expected)
+    assert coefficients[:3, n] == pytest.approx(expected)
+
+
+def test_the_partial_coefficient_is_that_of_residuals_of_ranks():
+  rng = np.random.default_rng(3)
+  size = rng.normal(size=(1, 40))
+  x, y = size + rng.normal(size=(2, 1, 40))
+  ranks = [stats.rankdata(values[0]) for values in (x, y, size)]
+  residuals = [
+    values - np.polyval(np.polyfit(ranks[2], values, 1), ranks[2]) for values in ranks[:2]
+  ]
+  coefficients = correlation.compute_coefficients(x, y, size)[:, 0]
+  assert coefficients[3] == pytest.approx(stats.pearsonr(*residuals).statistic)
+  assert coefficients[1] > coefficients[3] + 0.1  # a common cause
+  constant, determined = np.ones_like(size), size**3
+  assert np.isnan(correlation.compute_coefficients(x, y, constant)[3, 0])
+  assert np.isnan(correlation.compute_coefficients(determined, y, size)[3, 0])
 
 
 def test_scores_linear_in_the_loss_have_a_coefficient_of_minus_one():
@@ -100,8 +116,8 @@ def test_intervals_contain_the_value_and_follow_the_seed():
     and result.pearson.high - result.pearson.low > 0.1
   )
   assert (
-    correlate_all(curves, rows)[0][0] == result
-    and correlate_all(curves, rows, seed=1)[0][0] != result
+    correlate_all(curves, rows)[0][0].pearson == result.pearson
+    and correlate_all(curves, rows, seed=1)[0][0].pearson != result.pearson
   )
 
 

@@ -227,11 +227,13 @@ CORRELATION_FORMAT = TableFormat(
     ('Pearson', lambda row: format_estimate(row.pearson)),
     ('Spearman', lambda row: format_estimate(row.spearman)),
     ('Kendall', lambda row: format_estimate(row.kendall)),
+    ('Spearman; at equal size', lambda row: format_estimate(row.partial)),
     ('undefined; resamples', lambda row: f'{row.degenerate:.1%}'),
   ),
   'Correlation over models with 95% intervals; a negative one pairs a lower loss with a higher score.',
   (
     'Intervals resample models. Log-perplexity is the validation loss.',
+    '“At equal size” is the partial coefficient at a constant number of parameters.',
     '“With untrained” adds each model before training, with a loss of ln V and its score from '
     'scratch.',
   ),
