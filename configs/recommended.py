@@ -3,9 +3,9 @@
     minilm sweep --config=configs/recommended.py --config.corpus=corpora/honey --workdir=runs/recommended
     minilm pretrain --config=configs/recommended.py:e64-h128-f512-a8-l4 --config.corpus=corpora/honey --workdir=runs/larger
 
-The argument is one or more shapes as in `paper1_grids.py` or logged runs, separated by commas. The
-2,000 updates of 16 rows take three to nine minutes on one core at the first two sizes; increase
---config.num_steps for lower losses.
+The argument is one or more shapes as in `paper1_grids.py` or logged runs, separated by commas;
+`cpu_grid` stands for the fourteen shapes of `cpu_grid.py`. The 2,000 updates of 16 rows take three
+to nine minutes on one core at the first two sizes; increase --config.num_steps for lower losses.
 
 Evidence: `configs/plateau_ablations.py`, with 4.1 million tokens of paper 1's reduced language and
 three seeds. Losses are nats on the validation rows. Word frequencies alone have a loss of 6.446
@@ -27,12 +27,13 @@ Comments at each field give the loss without it at (32, 32, 64, 1), and the comp
 against this recipe; a multiplier below 1 means that the field helps.
 """
 
-from configs import paper1_grids
+from configs import cpu_grid, paper1_grids
 
 RUNS = [
   paper1_grids.format_point(*shape)
   for shape in ((32, 32, 64, 8, 1), (64, 64, 256, 8, 2), (64, 128, 512, 8, 4))
 ]
+SETS = {'cpu_grid': cpu_grid.RUNS}
 
 
 def apply_settings(config):

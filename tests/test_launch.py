@@ -262,6 +262,7 @@ def test_the_quickstart_installs_reviews_if_needed(
 
 
 STUDIES = {
+  'paper1.sh': ('--config.corpus', ('my corpus', 'tf ds'), ['report'] * 2),
   'paper2.sh': (
     '--config.documents.sources',
     ('my text/*.txt.xz@line', 'ag news', 'dbpedia', 'few rel.json'),
@@ -289,6 +290,17 @@ def test_the_commands_of_a_study_parse(fake_program, tmp_path: pathlib.Path, scr
   assert [name for name in names if name not in training] == expected
   assert f'{first_flag}={paths[0]}' in read_calls(record)[0]
   assert_refused(launch(tmp_path, script, 'one'), '1 arguments')
+
+
+def test_hours_set_the_budget_of_the_study_of_paper_1(fake_program, tmp_path: pathlib.Path):
+  record, _ = fake_program('minilm'), fake_program('python')
+  paths = ('paper1.sh', 'corpus', 'tfds', str(tmp_path / 'out'))
+  assert launch(tmp_path, *paths, '0.5', MINILM_VENV=str(tmp_path)).returncode == 0
+  sweep, paper, finetune, *_ = read_calls(record)
+  assert '--seconds=45' in sweep and '--seconds=45' in paper
+  assert '--config.task.max_train_examples=200' in finetune
+  for hours in ('0.05', '-1', 'many', ''):
+    assert_refused(launch(tmp_path, *paths, hours or "''"), hours)
 
 
 @pytest.mark.parametrize('seeds', ['1', '3'])
