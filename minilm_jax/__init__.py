@@ -99,10 +99,10 @@ def pretrain(
     The content of `result.json`: losses in nats a token, tokens, FLOPs and seconds.
   """
   config = _resolve(recipe, overrides, 'pretrain')
-  from minilm_jax.training import pretrain, pretrained
+  from minilm_jax.training import run
 
-  origin = pretrained.parse_origin(os.fspath(init_from), init_optimizer)
-  return pretrain.pretrain(config, _expand_home(workdir), origin=origin)
+  start = {'init_from': os.fspath(init_from), 'init_optimizer': init_optimizer}
+  return run.pretrain(config, _expand_home(workdir), **start)
 
 
 def finetune(

@@ -106,7 +106,7 @@ def tiny_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
   """
   from configs import tiny
   from minilm_jax.core import recipe
-  from minilm_jax.training import pretrain
+  from minilm_jax.training import run
 
   config = tiny.get_config()
   config.corpus = str(tiny_corpus)
@@ -123,7 +123,7 @@ def tiny_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
   config.eval.update(every=4, rows=1_000_000)
   config.checkpoint.every, config.log.every, config.mesh.data = 4, 2, 1
   folder = tmp_path_factory.mktemp('runs') / 'tiny'
-  pretrain.pretrain(recipe.resolve(config, 'pretrain'), folder)
+  run.pretrain(recipe.resolve(config, 'pretrain'), folder)
   return folder
 
 

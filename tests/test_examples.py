@@ -16,7 +16,7 @@ from minilm_jax.cli import commands, flags
 from minilm_jax.core import recipe, run_dir
 from minilm_jax.data import build, corpus, microworld
 from minilm_jax.tasks import finetune
-from minilm_jax.training import pretrain
+from minilm_jax.training import run
 from tests.docstring_commands import find_commands
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -66,7 +66,7 @@ def test_custom_models_and_objectives_train(
   config = load_small_run(name, tiny_corpus)
   assert bool(config.model.encoder) == (name == 'own_encoder')
   assert bool(config.mask.span) == (name == 'spans')
-  result = pretrain.pretrain(config, tmp_path / 'run')
+  result = run.pretrain(config, tmp_path / 'run')
   lines = run_dir.read_lines(tmp_path / 'run' / run_dir.METRICS)
   (loss,) = [line['loss'] for line in lines if line['split'] == 'train']
   assert np.isfinite(loss) and result['test_loss'] > 0

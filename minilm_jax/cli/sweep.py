@@ -27,7 +27,7 @@ from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import build, corpus
 from minilm_jax.evaluation import evaluate
-from minilm_jax.training import pretrain, pretrained
+from minilm_jax.training import pretrained, run
 
 # Rows of the embedding table beyond the tokenizer, as in the released code of paper 1.
 _EXTRA_VOCAB_ROWS = 10
@@ -130,7 +130,7 @@ def _record_failure(folder: epath.Path, error: InputError) -> dict[str, Any]:
 
 def _train_point(config: RunConfig, workdir: epath.Path, folder: epath.Path) -> dict[str, Any]:
   config = dataclasses.replace(config, corpus=str(_find_corpus(config, workdir)))
-  result = pretrain.pretrain(config, folder)
+  result = run.pretrain(config, folder)
   models = [folder]
   if config.population.members > 1:
     models = [folder / f'member-{number}' for number in range(config.population.members)]

@@ -25,11 +25,13 @@ def build_corpus(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
 def pretrain(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   """Pre-trains one run, in one process or several."""
   with distributed.initialized(flags.coordinator, flags.processes, flags.process, flags.timeout):
-    from minilm_jax.training import pretrain, pretrained, profiler
+    from minilm_jax.cli import profiler
+    from minilm_jax.training import run
 
-    origin = pretrained.parse_origin(flags.init_from, flags.init_optimizer)
     with profiler.open_recorder(flags.profile, config.num_steps, flags.workdir) as recorder:
-      result = pretrain.pretrain(config, flags.workdir, recorder.record, origin)
+      result = run.pretrain(
+        config, flags.workdir, recorder.record, flags.init_from, flags.init_optimizer
+      )
     # A single line follows the log lines of the sink `json`.
     print_result(result, indent=None if 'json' in config.log.sinks else 2)
 

@@ -23,12 +23,12 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Bool, Int, UInt, UInt16, UInt32, UInt64
 
-from minilm_jax.core import files, rng, run_dir
+from minilm_jax.core import files, rng
 from minilm_jax.core.config import SubsetConfig
 from minilm_jax.core.corpus_config import FORMAT, PAD_ID, SPLITS
 from minilm_jax.core.errors import ANY, COUNT, PARSE_ERRORS, TEXT, InputError, find_schema_fault
 
-TRAIN_SPLIT = 'train'
+MANIFEST, TRAIN_SPLIT = 'manifest.json', 'train'
 _SHARD_SCHEMA = {'file': TEXT, 'rows': COUNT, 'sha256': TEXT}
 _SPLIT_SCHEMA = {'rows': COUNT, 'tokens': COUNT, 'shards': [_SHARD_SCHEMA]}
 _MANIFEST_SCHEMA = {
@@ -61,7 +61,6 @@ class Corpus:
   Attributes:
     tokens: Token ids `[N L]`.
     vocab_size: Ids are smaller than this.
-    hash: Identity of the corpus.
   """
 
   tokens: UInt16[Array, 'N L'] | UInt32[Array, 'N L']
@@ -99,8 +98,6 @@ class BatchWindow:
     tokens: Token ids `[S B L]` of S steps; `[P S B L]` for a population.
     first: First step of the chunk; `[P]` for a population.
     rows: Number of rows of the split or subset.
-    vocab_size: Ids are smaller than this.
-    hash: Identity of the corpus.
   """
 
   tokens: UInt16[Array, '*P S B L'] | UInt32[Array, '*P S B L']
@@ -154,7 +151,7 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
   Raises:
     InputError: The folder is not a finished corpus, or has another format version.
   """
-  path, subject = epath.Path(folder) / run_dir.MANIFEST, f'the corpus {epath.Path(folder)}'
+  path, subject = epath.Path(folder) / MANIFEST, f'the corpus {epath.Path(folder)}'
   if not path.exists():
     raise InputError(subject, 'no manifest.json', 'build it by minilm corpus, or check the path')
   manifest = files.read_json(path, subject)
@@ -262,9 +259,6 @@ def select_batch_rows(
   Each row occurs once an epoch, in an order that differs between epochs.
 
   Args:
-    seed: Seed of the run.
-    step: Number of earlier updates.
-    batch_size: Examples of a batch.
     count: Rows of the split; an epoch may end inside a batch.
     indices: Indices within the batch; None takes all.
   """

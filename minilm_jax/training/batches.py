@@ -8,7 +8,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,19 +23,6 @@ from minilm_jax.training import population, sharding
 from minilm_jax.training.program import TrainProgram
 
 MAX_CORPUS_SHARE = 0.5  # of free memory
-
-
-class BatchSource(Protocol):
-  """Supplies the rows of chunks."""
-
-  @property
-  def spec(self) -> Corpus | BatchWindow:
-    """Arrays, or shapes with shardings, of the rows of a chunk."""
-    ...
-
-  def take(self, step: int, count: int) -> Corpus | BatchWindow:
-    """Returns the rows of the chunk of `count` steps after `step`."""
-    ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +129,7 @@ def fits_on_devices(program: TrainProgram, folder: epath.PathLike, max_rows: int
 @contextlib.contextmanager
 def open_batches(
   config: RunConfig, program: TrainProgram, folder: epath.PathLike
-) -> Iterator[BatchSource]:
+) -> Iterator[ResidentSource | FileSource]:
   """Yields the source of the rows of a run, from the corpus in `folder`."""
   if (
     config.corpus_placement == 'device'

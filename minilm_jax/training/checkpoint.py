@@ -59,8 +59,6 @@ class RetentionPolicy(ocp.checkpoint_managers.PreservationPolicy):
   stores losses with the arrays instead of in metrics.jsonl.
 
   Attributes:
-    keep_last: Number of last checkpoints.
-    keep_best: Number of checkpoints with the lowest loss.
     losses: Validation losses by step; may grow while the policy is in use.
   """
 
@@ -82,7 +80,6 @@ class CheckpointWriter:
   """Writes the checkpoints of a run in the background; a checkpoint is complete or absent.
 
   Attributes:
-    manager: The manager of Orbax.
     saved_at: Time of the last save, or of the start, by `time.monotonic()`.
   """
 
@@ -93,11 +90,6 @@ class CheckpointWriter:
 
   def save(self, state: Any, step: int, loss: float | None = None) -> None:
     """Starts to save a state; does nothing if a checkpoint of this or a later step exists.
-
-    Args:
-      state: TrainState of a model or of a population.
-      step: Number of updates of the state.
-      loss: Validation loss, if the step was evaluated.
 
     Raises:
       OSError: This or the previous checkpoint could not be written.
@@ -154,9 +146,6 @@ def open_writer(
   """Yields the writer of the checkpoints of a run; after the block, all checkpoints are on disk.
 
   Args:
-    workdir: The run directory.
-    keep_last: Number of last checkpoints to keep.
-    keep_best: Number of checkpoints with the lowest validation loss to keep.
     losses: Validation losses of earlier starts, by step.
 
   Raises:
@@ -312,11 +301,6 @@ def _make_corrupt_error(workdir: epath.PathLike, step: int, damage: str) -> Corr
 def restore(workdir: epath.PathLike, like: T, step: int) -> T:
   """Restores the state saved at `step`, with the structure and sharding of `like`.
 
-  Args:
-    workdir: The run directory.
-    like: Arrays, or shapes with shardings.
-    step: Step of the checkpoint.
-
   Raises:
     CorruptCheckpointError: The checkpoint has no checksums and cannot be read.
     InputError: Checkpoint and `like` differ in paths, shapes or types.
@@ -343,10 +327,6 @@ def restore_part(
   """Restores the part of a checkpoint below a path, such as 'model.encoder'.
 
   Args:
-    workdir: The run directory.
-    like: Arrays or shapes with the structure of the result.
-    prefix: Path of the part.
-    step: Step of the checkpoint; the latest by default.
     sharding: Sharding of all arrays; the first device by default.
 
   Raises:

@@ -75,13 +75,7 @@ def check_sinks(config: LogConfig) -> None:
 
 @contextlib.contextmanager
 def open_sinks(config: RunConfig, workdir: epath.Path, lines: Lines) -> Iterator[Send]:
-  """Yields `send(lines)`, which sends new lines of the log to all sinks.
-
-  Args:
-    config: The recipe.
-    workdir: The run directory.
-    lines: Lines of earlier starts.
-  """
+  """Yields `send(lines)`, which sends new lines of the log to all sinks."""
   sinks: dict[str, Send] = {}
 
   def send(new: Lines) -> None:

@@ -78,11 +78,8 @@ def mask_row(
   the number of predicted tokens.
 
   Args:
-    row: Token ids `[L]`.
-    key: Key of the row and epoch.
     shares: Rate of predicted tokens, share of them with a random token as input, share with the
       original token as input. The remaining predicted tokens become `<mask>`.
-    layout: The static part of the mask.
     vocab_size: Random tokens are drawn from the ids between the special tokens and this number.
 
   Returns:

@@ -29,11 +29,8 @@ class MetricsLog:
   """Appends lines to metrics.jsonl, and sends them to the sinks.
 
   Args:
-    config: The recipe.
-    workdir: The run directory.
     length: Tokens of a row of the corpus, at most the `max_length` of the model.
     lines: Lines of earlier starts; their seconds count too.
-    send: Receives the lines of each event.
   """
 
   def __init__(
@@ -66,11 +63,6 @@ class MetricsLog:
   @distributed.raise_together()
   def write(self, split: str, step: int, metrics: Mapping[int, dict[str, float]]) -> str:
     """Writes a line for each member, and returns a summary of their losses.
-
-    Args:
-      split: 'train', 'validation' or 'test'.
-      step: Number of finished updates.
-      metrics: Metrics of each member, by index.
 
     Raises:
       InputError: A loss is not finite.

@@ -6,6 +6,7 @@ device has a copy of shared arrays, such as the corpus.
 """
 
 import dataclasses
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,13 +14,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
 
 from minilm_jax.core.config import MeshConfig, PopulationConfig, RunConfig
 from minilm_jax.training import masking, sharding
 from minilm_jax.training.masking import MaskLayout
-from minilm_jax.training.train_step import MemberSettings
 
 _MEMBER_AXIS = PartitionSpec('population')
+Number = float | Float[Array, '*P']
+
+
+@typing.no_type_check  # JAX also stores shapes, shardings and tracers in the fields of a pytree
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MemberSettings:
+  """The numbers in which members of a population may differ, besides their seed.
+
+  Attributes:
+    learning_rate: Peak of the schedule.
+    weight_decay: Weight decay of AdamW and Muon.
+    mask_rate: Share of the tokens that are predicted.
+    random_share: Share of the predicted positions with a random token as input.
+    keep_share: Share of the predicted positions with the original token as input.
+  """
+
+  learning_rate: Number
+  weight_decay: Number
+  mask_rate: Number
+  random_share: Number
+  keep_share: Number
 
 
 def make_member_mesh(members: int, devices: Sequence[jax.Device] = ()) -> Mesh:
@@ -85,7 +108,14 @@ def member_seeds(config: RunConfig) -> np.ndarray:
 def member_settings(config: RunConfig) -> MemberSettings:
   """Returns the settings in which members differ, with a leading axis `P` for a population."""
   settings = [
-    MemberSettings.from_config(member.optimizer, member.mask) for member in member_configs(config)
+    MemberSettings(
+      member.optimizer.learning_rate,
+      member.optimizer.weight_decay,
+      member.mask.rate,
+      member.mask.random_share,
+      member.mask.keep_share,
+    )
+    for member in member_configs(config)
   ]
   if len(settings) == 1:
     return jax.tree.map(jnp.float32, settings[0])
@@ -106,7 +136,6 @@ def map_over_members(
   Args:
     function: Takes a pytree of the arrays of one member, and arguments that members share. Each
       device of the axis `data` runs the function, which may add over this axis.
-    mesh: The axis `population` divides the members.
     strategy: `single` for one member; `map` or `vmap` for arrays with a leading axis `P`.
   """
 

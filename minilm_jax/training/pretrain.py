@@ -1,100 +1,136 @@
-"""Pre-trains a masked language model, or a population of them, chunk by chunk.
+"""Trains a masked language model, or a population of them, chunk by chunk.
 
-With several processes, all of them run this loop together.
+The loop takes state, rows, log and checkpoints as values; `run.py` opens them. With several
+processes, all of them run this loop together.
 """
 
 import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from etils import epath
 
 from minilm_jax.core import distributed, progress, signals
 from minilm_jax.core.config import EvaluationConfig, RunConfig
-from minilm_jax.data.corpus import Corpus, read_manifest
-from minilm_jax.training import (
-  checkpoint,
-  log_sinks,
-  metrics_log,
-  population,
-  recovery,
-  run_setup,
-  train_step,
-)
-from minilm_jax.training.batches import load_resident, open_batches
-from minilm_jax.training.pretrained import Origin
-from minilm_jax.training.program import TrainProgram, build_program, compile_chunk, step_count
-from minilm_jax.training.train_step import TrainState
+from minilm_jax.data.corpus import Corpus
+from minilm_jax.training import population, train_step
+from minilm_jax.training.program import Rows, TrainProgram, compile_chunk, step_count
+from minilm_jax.training.train_step import NonFinite, TrainState
 
 Record = Callable[[int, int], contextlib.AbstractContextManager[None]]
 
 
-def pretrain(
-  config: RunConfig,
-  workdir: epath.PathLike,
-  record: Record = lambda first, last: contextlib.nullcontext(),
-  origin: Origin | None = None,
-) -> dict[str, Any]:
-  """Pre-trains to the end of the recipe, from the last checkpoint or from the start.
+@dataclasses.dataclass(frozen=True)
+class StartPoint:
+  """The point from which a run continues.
 
-  Args:
-    config: The recipe.
-    workdir: The run directory.
-    record: `record(first, last)` returns a context manager; the chunk of the updates `first + 1 ...
-      last` runs inside it. `profiler.Recorder.record` is such a function.
-    origin: The checkpoint that gives a new run its weights; random weights by default.
-
-  Returns:
-    The content of result.json: last losses, tokens, FLOPs and seconds. For a population, it has
-    these numbers for each member. Tokens and FLOPs exclude those of the origin.
-
-  Raises:
-    LockedError: Another process uses the directory.
-    InputError: Corpus, work directory, origin or machine do not fit the recipe.
-    DistributedError: An update was not finite, and the recipe stops at non-finite updates.
-    OSError: A file of the run could not be written; earlier checkpoints stay.
-    signals.InterruptedAfterSave: A signal came, and the run was saved after the chunk.
+  Attributes:
+    state: The restored or initial state.
+    step: Number of updates of the state; the largest number of any member of a population.
+    active: Members at this step; the others stopped at a non-finite update.
   """
-  with distributed.raise_together():
-    origin_record = recovery.resolve_origin(config, workdir, origin)
-  run_setup.check_recipe(config, workdir, origin_record)
-  with distributed.raise_together():
-    program = build_program(config)
-  workdir, corpus_folder = distributed.primary_first(
-    lambda: run_setup.open_or_create_run(config, workdir, origin_record)
-  )
-  if (result := run_setup.read_result(config, workdir)) is not None:
-    return result
-  with run_setup.lock_run(workdir) as check_lock:
-    start = recovery.restore_or_init(config, workdir, program)
-    with signals.note_signals() as interrupt:
-      with _open_outputs(config, workdir, program, corpus_folder, start.lines) as outputs:
-        state, active = start.state, start.active
-        # A run may have been stopped between its last checkpoint and its result.
-        if start.step < config.num_steps:
-          state, active = _run_chunks(start, outputs, corpus_folder, check_lock, interrupt, record)
-        outputs.evaluate('test', state, active, config.num_steps)
-      return distributed.primary_first(lambda: metrics_log.write_result(config, workdir))
+
+  state: TrainState
+  step: int
+  active: list[int]
 
 
-def _run_chunks(
-  start: recovery.StartPoint,
-  outputs: 'Outputs',
-  corpus_folder: epath.Path,
+@runtime_checkable
+class BatchSource(Protocol):
+  """Supplies the rows of chunks, as the classes of `batches.py`."""
+
+  @property
+  def spec(self) -> Rows:
+    """Arrays, or shapes with shardings, of the rows of a chunk."""
+    ...
+
+  def take(self, step: int, count: int) -> Rows:
+    """Returns the rows of the chunk of `count` steps after `step`."""
+    ...
+
+
+@runtime_checkable
+class Checkpoints(Protocol):
+  """Saves states, as `checkpoint.CheckpointWriter`."""
+
+  saved_at: float
+
+  def save(self, state: Any, step: int, loss: float | None = None) -> None:
+    """Starts to save a state."""
+
+  def settle(self) -> None:
+    """Completes the last checkpoint if it is on disk."""
+
+  def finish(self) -> None:
+    """Waits until the last checkpoint is complete."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+  """The programs and outputs of a run.
+
+  Attributes:
+    write_log: `write_log(split, step, metrics of each member)` returns a summary of the losses.
+    splits: The evaluated splits on the devices, by name.
+  """
+
+  config: RunConfig
+  workdir: epath.Path
+  program: TrainProgram
+  write_log: Callable[[str, int, Mapping[int, dict[str, float]]], str]
+  checkpoints: Checkpoints
+  row_length: int
+  splits: Mapping[str, Corpus]
+
+  def log_train(
+    self, chunk: 'Chunk', sums: dict[str, Any], active: list[int], seconds: float
+  ) -> str:
+    """Logs the metrics of a chunk, and returns a line for the progress display."""
+    members = self.config.population.members
+    member_sums = population.unstack(sums, members)
+    tokens_per_second = round(chunk.steps * self.config.batch_size * self.row_length / seconds)
+    metrics = {
+      n: train_step.mean_metrics(member_sums[n]) | {'tokens_per_second': tokens_per_second}
+      for n in active
+      if member_sums[n]['updates']
+    }
+    summary = self.write_log('train', chunk.last, metrics)
+    return f'{summary}, {members * tokens_per_second:,} tokens/s'
+
+  def evaluate(self, split: str, state: TrainState, active: list[int], step: int) -> float | None:
+    """Logs the metrics of a split; returns the mean loss, or None if the corpus lacks the split."""
+    if split not in self.splits:
+      return None
+    metrics = self.program.evaluate(state.model, self.splits[split])
+    self.write_log(split, step, {n: metrics[n] for n in active})
+    return float(np.mean([metrics[n]['loss'] for n in active]))
+
+
+def train(
+  start: StartPoint,
+  outputs: Outputs,
+  batches: BatchSource,
   check_lock: Callable[[], None],
   interrupt: signals.SignalFlag,
   record: Record,
 ) -> tuple[TrainState, list[int]]:
-  """Trains to the end of the recipe; returns the state and the members that reached the end."""
+  """Trains to the end of the recipe; returns the state and the members that reached the end.
+
+  Args:
+    interrupt: The first signal, after which the loop saves and ends.
+    record: `record(first, last)` returns the context in which the updates `first + 1 ... last` run.
+
+  Raises:
+    DistributedError: An update was not finite, and the recipe stops at non-finite updates.
+    OSError: A file of the run could not be written; earlier checkpoints stay.
+    signals.InterruptedAfterSave: A signal came, and the run was saved after the chunk.
+  """
   config, program, checkpoints = outputs.config, outputs.program, outputs.checkpoints
   state, active = start.state, start.active
-  with (
-    open_batches(config, program, corpus_folder) as batches,
-    progress.track_progress('pre-training', config.num_steps, 'updates', start.step) as update,
-  ):
+  with progress.track_progress('pre-training', config.num_steps, 'updates', start.step) as update:
     with distributed.raise_together():
       run_chunk = compile_chunk(program, batches.spec)
     for chunk in schedule(config, start.step):
@@ -106,9 +142,7 @@ def _run_chunks(
         state, sums, faults = run_chunk(state, rows, step_count(program, chunk.steps))
         sums, faults = distributed.to_host((sums, faults))
         seconds = time.monotonic() - started
-      active = recovery.drop_non_finite(
-        config, outputs.workdir, checkpoints, state, faults, active, chunk.last
-      )
+      active = _drop_non_finite(outputs, state, faults, active, chunk.last)
       update(chunk.last, outputs.log_train(chunk, sums, active, seconds))
       loss = outputs.evaluate('validation', state, active, chunk.last) if chunk.evaluate else None
       signal, is_due, is_requested = _poll(interrupt, checkpoints, config.checkpoint.every_minutes)
@@ -179,79 +213,45 @@ def _is_evaluated(config: EvaluationConfig, step: int) -> bool:
   return remainder == 0 and multiple.bit_count() == 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Outputs:
-  """The outputs of the loop: log, evaluations and checkpoints.
+def _drop_non_finite(
+  outputs: Outputs, state: TrainState, records: NonFinite, active: list[int], step: int
+) -> list[int]:
+  """Returns the members that continue after a chunk, by the policy for non-finite updates.
 
-  Attributes:
-    config: The recipe.
-    workdir: The run directory.
-    program: The compiled functions of the run.
-    log: The writer of metrics.jsonl.
-    checkpoints: The writer of checkpoints.
-    row_length: Tokens of a row of the corpus.
-    splits: The evaluated splits on the devices, by name.
+  Raises:
+    DistributedError: An update was not finite, and the recipe stops or no member remains. The state
+      before the update is saved.
   """
-
-  config: RunConfig
-  workdir: epath.Path
-  program: TrainProgram
-  log: metrics_log.MetricsLog
-  checkpoints: checkpoint.CheckpointWriter
-  row_length: int
-  splits: Mapping[str, Corpus]
-
-  def log_train(self, chunk: Chunk, sums: dict[str, Any], active: list[int], seconds: float) -> str:
-    """Logs the metrics of a chunk, and returns a line for the progress display."""
-    members = self.config.population.members
-    member_sums = population.unstack(sums, members)
-    tokens_per_second = round(chunk.steps * self.config.batch_size * self.row_length / seconds)
-    metrics = {
-      n: train_step.mean_metrics(member_sums[n]) | {'tokens_per_second': tokens_per_second}
-      for n in active
-      if member_sums[n]['updates']
-    }
-    summary = self.log.write('train', chunk.last, metrics)
-    return f'{summary}, {members * tokens_per_second:,} tokens/s'
-
-  def evaluate(self, split: str, state: TrainState, active: list[int], step: int) -> float | None:
-    """Logs the metrics of a split; returns the mean loss, or None if the corpus lacks the split."""
-    if split not in self.splits:
-      return None
-    metrics = self.program.evaluate(state.model, self.splits[split])
-    self.log.write(split, step, {n: metrics[n] for n in active})
-    return float(np.mean([metrics[n]['loss'] for n in active]))
-
-
-@contextlib.contextmanager
-def _open_outputs(
-  config: RunConfig,
-  workdir: epath.Path,
-  program: TrainProgram,
-  corpus_folder: epath.Path,
-  lines: list[dict[str, Any]],
-) -> Iterator[Outputs]:
-  """Yields the outputs of a run; `lines` are the lines of the log from earlier starts."""
-  manifest = read_manifest(corpus_folder)
-  with distributed.raise_together():
-    splits = {
-      name: load_resident(program, corpus_folder, name, config.eval.rows)
-      for name in ('validation', 'test')
-      if manifest['splits'][name]['rows']
-    }
-  losses = metrics_log.validation_losses(lines)
-  with (
-    log_sinks.open_sinks(config, workdir, lines) as send,
-    checkpoint.open_writer(
-      workdir, config.checkpoint.keep_last, config.checkpoint.keep_best, losses
-    ) as checkpoints,
-  ):
-    log = metrics_log.MetricsLog(config, workdir, manifest['length'], lines, send)
-    yield Outputs(config, workdir, program, log, checkpoints, manifest['length'], splits)
+  policy, is_population = outputs.config.nonfinite, outputs.config.population.members > 1
+  remaining = list(active)
+  for member in active:
+    failed_step, tensor = (int(np.ravel(field)[member]) for field in records)
+    if failed_step < 0:
+      continue
+    model = distributed.to_host(state.model)
+    model = population.select_member(model, member) if is_population else model
+    of_member = f' of member {member}' if is_population else ''
+    update = f'update {failed_step + 1}{of_member}'
+    fault = f'{train_step.name_tensor(tensor, model)} is not finite'
+    if policy == 'skip':
+      progress.log(f'{update} is skipped: {fault}')
+      continue
+    remaining.remove(member)
+    if policy == 'drop-member' and remaining:
+      progress.log(f'{update} is skipped, and the member stops: {fault}')
+      continue
+    outputs.checkpoints.save(state, step if is_population else failed_step)
+    outputs.checkpoints.finish()
+    raise distributed.DistributedError(
+      f'a finite {update} in {outputs.workdir}',
+      f'{fault}; the last checkpoint is the state before this update',
+      'lower optimizer.learning_rate, set optimizer.clip, or give --config.nonfinite=skip',
+    )
+  return remaining
 
 
 def _poll(
-  interrupt: signals.SignalFlag, checkpoints: checkpoint.CheckpointWriter, minutes: float
+  interrupt: signals.SignalFlag, checkpoints: Checkpoints, minutes: float
 ) -> tuple[int, bool, bool]:
   """Returns the signal of any process, or 0, and whether clock or signal ask for a save.
 

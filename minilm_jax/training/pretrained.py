@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 
-from minilm_jax.core import distributed, files, lock, old_names, paths, recipe, run_dir
+from minilm_jax.core import distributed, files, lock, old_names, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import tokenizer
@@ -22,8 +22,6 @@ from minilm_jax.training.train_step import TrainState
 
 T = TypeVar('T')
 PARTS = {'model': 'model', 'encoder': 'model.encoder'}  # paths in a checkpoint
-# Fields of a model without influence on the meaning of its weights.
-_FREE_FIELDS = ('dropout', 'initialization', 'flops_heads', 'dtype', 'remat')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,35 +29,13 @@ class Pretrained:
   """A checkpoint of a run.
 
   Attributes:
-    config: The recipe of the run.
-    tokenizer: The tokenizer of the run.
     model: The masked language model, or its encoder; with a leading axis `P` for a population.
-    step: Step of the checkpoint.
   """
 
   config: RunConfig
   tokenizer: Tokenizer
   model: Any
   step: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-  """The checkpoint that gives a new run its first weights.
-
-  Attributes:
-    folder: The run directory of the checkpoint.
-    step: Step of the checkpoint; None for the latest.
-    optimizer: Whether the checkpoint also gives the moments of the optimizer.
-  """
-
-  folder: str
-  step: int | None = None
-  optimizer: bool = False
-
-  def __str__(self) -> str:
-    step = '' if self.step is None else f'@{self.step}'
-    return f'{self.folder}{step}{" with its optimizer" if self.optimizer else ""}'
 
 
 def load(
@@ -73,8 +49,6 @@ def load(
   """Loads a checkpoint of a run.
 
   Args:
-    workdir: The run directory.
-    step: Step of the checkpoint; the latest by default.
     part: 'model' for the masked language model, 'encoder' for its encoder.
     mesh: Copies the model to every device, or puts members along the axis `population`; the first
       device by default.
@@ -108,12 +82,6 @@ def restore_model(
   workdir: epath.PathLike, init: Callable[[Any], T], prefix: str = 'model', step: int | None = None
 ) -> T:
   """Restores the part of a checkpoint below `prefix` to the first device.
-
-  Args:
-    workdir: The run directory.
-    init: A function from a key to a new model; only its shapes are computed.
-    prefix: Path of the model in the checkpoint.
-    step: Step of the checkpoint; the latest by default.
 
   Raises:
     InputError: See `checkpoint.restore_part`.
@@ -201,103 +169,6 @@ def load_tokenizer(workdir: epath.PathLike) -> Tokenizer:
   return run_tokenizer
 
 
-def parse_origin(name: str, has_optimizer: bool = False) -> Origin | None:
-  """Returns the origin that `--init_from=RUN[@STEP]` names; None for ''.
-
-  Raises:
-    InputError: The name has several steps, or is empty with `--init_optimizer`.
-  """
-  if not name:
-    if has_optimizer:
-      raise InputError('--init_optimizer', 'no --init_from', 'give --init_from=RUN or RUN@STEP')
-    return None
-  folder, step = paths.split_step(name)
-  if step == 'all':
-    raise InputError(f'--init_from={name}', 'several steps', 'give RUN, or RUN@STEP for one step')
-  return Origin(folder, int(step) if step else None, has_optimizer)
-
-
-def check_origin(config: RunConfig, origin: Origin) -> int:
-  """Checks that the model of a recipe can start with a checkpoint; returns the step.
-
-  Raises:
-    InputError: The checkpoint is missing or damaged, or is that of a population. The model has other
-      fields, of which the error names the first. The optimizer differs.
-  """
-  source = load_mlm_config(origin.folder)
-  step, saved = checkpoint.resolve_step(origin.folder, origin.step), origin.folder
-  subject = f'the weights of step {step} of {saved}'
-  if step not in (steps := checkpoint.list_steps(saved)):
-    found = f'checkpoints of the steps {", ".join(map(str, steps)) or "(none)"}'
-    raise InputError(subject, found, f'give a saved step, as in --init_from={saved}@STEP')
-  if damage := checkpoint.find_damage(checkpoint.step_folder(saved, step)):
-    raise InputError(subject, damage, 'restore the files from a copy, or give another step')
-  if fields := _list_different_fields(config, source):
-    name = next(iter(fields))
-    raise InputError(
-      f'{subject} for model.{name}={getattr(config.model, name)}',
-      f'model.{name}={getattr(source.model, name)} in {saved}',
-      f'give {" ".join(f"--config.model.{name}={value}" for name, value in fields.items())}',
-    )
-  if origin.optimizer and run_dir.read_import_record(saved):
-    raise InputError(f'the optimizer of {saved}', 'an imported model', 'omit --init_optimizer')
-  algorithm = source.optimizer.algorithm
-  if origin.optimizer and algorithm != config.optimizer.algorithm:
-    raise InputError(
-      f'the optimizer of {saved} for optimizer.algorithm={config.optimizer.algorithm}',
-      f'optimizer.algorithm={algorithm} in {saved}',
-      f'give --config.optimizer.algorithm={algorithm}, or omit --init_optimizer',
-    )
-  return step
-
-
-def _list_different_fields(config: RunConfig, source: RunConfig) -> dict[str, str]:
-  """Returns the fields of the model of a run that its origin has with another value, as text."""
-  length, free = config.model.max_length, list(_FREE_FIELDS)
-  # Models without learned positions accept rows of any length.
-  if length != source.model.max_length and config.model.encoder == source.model.encoder:
-    models = source.model, dataclasses.replace(source.model, max_length=length)
-    inits = [functools.partial(init_masked_language_model, model) for model in models]
-    first, second = (checkpoint.flatten(jax.eval_shape(init, jax.random.key(0))) for init in inits)
-    free += ['max_length'] if first == second else []
-  fields, new_fields = recipe.as_dict(source)['model'], recipe.as_dict(config)['model']
-  return {
-    name: ','.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-    for name, value in fields.items()
-    if name not in free and value != new_fields[name]
-  }
-
-
-def load_origin(config: RunConfig, origin: Origin, sharding: Sharding) -> tuple[Any, Any]:
-  """Returns the model of an origin, and the state of its optimizer or None.
-
-  All processes must call this function.
-
-  Args:
-    config: The recipe of the new run, which `check_origin` has accepted.
-    origin: The checkpoint.
-    sharding: Sharding of all arrays.
-
-  Raises:
-    InputError: The checkpoint is missing or damaged, or does not fit.
-  """
-  source = load_single_config(origin.folder)
-  shapes = jax.eval_shape(
-    functools.partial(
-      train_step.init_state, config=dataclasses.replace(config, optimizer=source.optimizer)
-    ),
-    config.seed,
-  )
-  parts = ('model', shapes.model), ('optimizer', shapes.optimizer if origin.optimizer else None)
-  model, moments = (
-    None
-    if like is None
-    else checkpoint.restore_part(origin.folder, like, name, origin.step, sharding)
-    for name, like in parts
-  )
-  return model, moments
-
-
 def hash_weights(model: Any) -> str:
   """Returns the SHA-256 checksum of the names, shapes, types and bytes of all weights."""
   digest = hashlib.sha256()
@@ -311,11 +182,6 @@ def extract_member(source: epath.PathLike, member: int, workdir: epath.PathLike)
   """Writes checkpoint, log and recipe of a member of a population into a run directory.
 
   The new run equals a run of the member alone, and can be resumed.
-
-  Args:
-    source: The run directory of the population.
-    member: Index of the member, from 0.
-    workdir: The run directory to write.
 
   Returns:
     `workdir`, `member`, `seed` and `step` of the new run.

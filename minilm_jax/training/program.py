@@ -22,7 +22,8 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data.corpus import BatchWindow, Corpus
 from minilm_jax.model.heads import MaskedLanguageModel
 from minilm_jax.training import optimizer, population, sharding, train_step
-from minilm_jax.training.train_step import MemberSettings, NonFinite, Sums, TrainState
+from minilm_jax.training.population import MemberSettings
+from minilm_jax.training.train_step import NonFinite, Sums, TrainState
 
 Rows = Corpus | BatchWindow
 ChunkProgram = Callable[[TrainState, Rows, Int[Array, '']], tuple[TrainState, Sums, NonFinite]]
@@ -36,10 +37,8 @@ class TrainProgram:
   For a population, every array of state, sums and records has a leading axis `P`.
 
   Attributes:
-    mesh: The devices of the run.
     strategy: `single`, `map` or `vmap`, from `population.choose_strategy`.
     shapes: Shapes, types and shardings of the state.
-    init: Returns the state before the first step.
     chunk: The jitted chunk, `(state, rows, steps) -> (state, sums, record)`; donates the state.
     evaluate: The evaluation, `(model, corpus) -> metrics of each member`.
   """
@@ -139,10 +138,6 @@ def _build_chunk(
 
 def compile_chunk(program: TrainProgram, rows: Rows) -> ChunkProgram:
   """Compiles the chunk for a corpus or a window of batches, and logs its memory.
-
-  Args:
-    program: The programs of the run.
-    rows: Arrays, or shapes with shardings.
 
   Raises:
     InputError: The chunk needs more memory than is free.

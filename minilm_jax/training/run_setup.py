@@ -24,8 +24,6 @@ def check_recipe(
   Writes no file.
 
   Args:
-    config: The recipe.
-    workdir: The run directory.
     origin: The field `origin` of the manifest of a new run, as from `run_dir.read_origin`.
 
   Raises:
@@ -127,8 +125,6 @@ def open_or_create_run(
   """Creates or opens the work directory, and builds the corpus if `config.corpus` is a recipe file.
 
   Args:
-    config: The recipe.
-    workdir: The run directory.
     origin: The field `origin` of the manifest of a new run, as from `run_dir.read_origin`.
 
   Returns:

@@ -45,9 +45,6 @@ def make_mesh(
   Args:
     config: Devices along each axis. `population=0` is the largest divisor of `members`, and
       `data=0` the largest divisor of `rows`, that the devices allow.
-    rows: Rows of a batch; 0 without a batch to split.
-    members: Members of the population; 0 without a population.
-    devices: Devices of the mesh; all by default.
 
   Raises:
     InputError: The mesh needs more devices, leaves a process without a device, or does not divide

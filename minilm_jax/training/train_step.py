@@ -26,12 +26,13 @@ import optax
 from jaxtyping import Array, Float, Int, UInt32
 
 from minilm_jax.core import rng
-from minilm_jax.core.config import MaskConfig, OptimizerConfig, RunConfig
+from minilm_jax.core.config import RunConfig
 from minilm_jax.data.corpus import BatchWindow, Corpus, select_batch_rows
 from minilm_jax.model import cross_entropy
 from minilm_jax.model.heads import MaskedLanguageModel, init_masked_language_model
 from minilm_jax.model.initialization import path_name
 from minilm_jax.training import masking, optimizer
+from minilm_jax.training.population import MemberSettings
 
 # Measured: for hidden sizes of 32 to 256, other numbers are at most 6% faster.
 CPU_MICRO_BATCH_TOKENS = 512
@@ -39,58 +40,18 @@ CPU_MICRO_BATCH_TOKENS = 512
 STEP_SUMS = ('loss', 'masked', 'gradient', 'updates')
 EVALUATION_SUMS = ('loss', 'masked', 'padding')
 Sums = dict[str, Float[Array, '']]
-Number = float | Float[Array, '*P']
 
 
 @typing.no_type_check  # JAX also stores shapes, shardings and tracers in the fields of a pytree
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """The state of a run between two steps, a pytree of arrays.
-
-  Attributes:
-    step: Number of updates before this state.
-    seed: Seed of the run.
-    model: The masked language model.
-    optimizer: State of the optimizer.
-  """
+  """The state of a run between two steps, a pytree of arrays."""
 
   step: Int[Array, '']
   seed: UInt32[Array, '']
   model: Any
   optimizer: Any
-
-
-@typing.no_type_check
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class MemberSettings:
-  """The numbers in which members of a population may differ, besides their seed.
-
-  Attributes:
-    learning_rate: Peak of the schedule.
-    weight_decay: Weight decay of AdamW and Muon.
-    mask_rate: Share of the tokens that are predicted.
-    random_share: Share of the predicted positions with a random token as input.
-    keep_share: Share of the predicted positions with the original token as input.
-  """
-
-  learning_rate: Number
-  weight_decay: Number
-  mask_rate: Number
-  random_share: Number
-  keep_share: Number
-
-  @classmethod
-  def from_config(cls, optimizer_config: OptimizerConfig, mask: MaskConfig) -> 'MemberSettings':
-    """Returns the settings of a recipe."""
-    return cls(
-      optimizer_config.learning_rate,
-      optimizer_config.weight_decay,
-      mask.rate,
-      mask.random_share,
-      mask.keep_share,
-    )
 
 
 class NonFinite(NamedTuple):
@@ -135,7 +96,6 @@ def name_tensor(tensor: int, model: Any) -> str:
   """Returns the name of a non-finite tensor.
 
   Args:
-    tensor: `NonFinite.tensor`: 0 for the loss, or 1 + the index of a gradient.
     model: The member's model before the update. A parameter that is already non-finite is named
       instead.
   """
@@ -159,8 +119,6 @@ def compute_loss(
   """Returns the cross-entropy in nats, summed over the predicted positions, in float32.
 
   Args:
-    model: The masked language model.
-    batch: The masked rows.
     key: Keys of dropout, or None without dropout.
     blocks: Number of blocks of logits; one block is in memory at a time.
   """
@@ -213,13 +171,6 @@ def micro_batch_plan(
 
   A recipe with `grad_accumulation_steps=0` gets the largest micro-batch that fits in the cache. A
   model with BatchNorm gets one micro-batch, because its statistics depend on the batch.
-
-  Args:
-    config: The recipe.
-    rows: Rows of a batch on one device.
-    length: L, tokens of a row.
-    positions: K, predicted positions of a row.
-    device: The device.
   """
   best_count = 1 if config.model.batch_norm else count_micro_batches(rows, length, device.platform)
   count = config.grad_accumulation_steps or best_count
@@ -253,12 +204,8 @@ def train_step(
   gradients once.
 
   Args:
-    state: State of one member.
     settings: Settings of the member; they replace the numbers of the recipe.
     corpus: All rows, or the batches of this step and of later steps.
-    layout: The static part of the mask.
-    config: The recipe.
-    device: One of the devices, which are alike.
 
   Returns:
     The next state, the `STEP_SUMS` of the update over all devices, and its `NonFinite` record.

@@ -13,7 +13,7 @@ from minilm_jax.core import files, lock, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus
-from minilm_jax.training import pretrain, program
+from minilm_jax.training import program, run
 from tests.tiny_config import UPDATES, make_run_config
 
 
@@ -21,7 +21,7 @@ from tests.tiny_config import UPDATES, make_run_config
 def share_programs(fast_compile: None) -> Any:
   """Lets points of one recipe share their compiled programs."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(pretrain, 'build_program', functools.cache(program.build_program))
+    patch.setattr(run, 'build_program', functools.cache(program.build_program))
     patch.setattr(jax, 'clear_caches', lambda: None)
     yield
 
@@ -101,7 +101,7 @@ def test_an_out_of_memory_error_fails_one_point(
   def out_of_memory(config: RunConfig, folder: Any):
     raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\nand more')
 
-  monkeypatch.setattr(sweep.pretrain, 'pretrain', out_of_memory)
+  monkeypatch.setattr(sweep.run, 'pretrain', out_of_memory)
   (row,) = sweep.run_sweep({'single': point(tiny_corpus)}, tmp_path)
   assert row['state'] == sweep.FAILED and row['reason'].endswith(
     'RESOURCE_EXHAUSTED: Out of memory'

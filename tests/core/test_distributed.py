@@ -23,7 +23,7 @@ import pytest
 from minilm_jax.core import distributed, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.training import checkpoint, pretrain, pretrained, program, sharding
+from minilm_jax.training import checkpoint, pretrain, program, run, sharding
 from tests.tiny_config import make_run_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -179,7 +179,7 @@ def select_error(err: str) -> str:
 def share_programs() -> Any:
   """Lets runs of this process share programs that are compiled without optimization."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(pretrain, 'build_program', functools.cache(program.build_program))
+    patch.setattr(run, 'build_program', functools.cache(program.build_program))
     patch.setattr(pretrain, 'compile_chunk', lambda program, rows: program.chunk)
     jax.config.update('jax_disable_most_optimizations', True)
     yield
@@ -190,7 +190,7 @@ def share_programs() -> Any:
 def single_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """Returns the run of one process."""
   folder = tmp_path_factory.mktemp('single') / 'run'
-  pretrain.pretrain(make_config(tiny_corpus), folder)
+  run.pretrain(make_config(tiny_corpus), folder)
   return folder
 
 
@@ -250,8 +250,7 @@ def test_two_processes_continue_a_run(
 ):
   """The run equals that of one process up to rounding; the origin has the same checksum."""
   config = make_config(tiny_corpus, num_steps=4)
-  origin = pretrained.Origin(str(single_run), 8, True)
-  pretrain.pretrain(config, tmp_path / 'one', origin=origin)
+  run.pretrain(config, tmp_path / 'one', init_from=f'{single_run}@8', init_optimizer=True)
   processes.flags = (f'--init_from={single_run}@8', '--init_optimizer')
   for status, _, err in processes.run_pair(config, tmp_path / 'two'):
     assert not status, err
@@ -311,7 +310,7 @@ def test_one_process_resumes_after_one_of_two_was_killed(
   assert (
     list_parts(err) == ['asked', 'found', 'to do'] and 'asked: training on 2 processes\n' in err
   )
-  pretrain.pretrain(config, workdir)
+  run.pretrain(config, workdir)
   assert_same(workdir, single_run)
 
 
@@ -368,7 +367,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_update(
     assert status == 143 and not out and 'Traceback' not in err, err
     step = re.search(r'SIGTERM.* (\d+);', err)
     assert step and int(step[1]) == checkpoint.latest_step(workdir)
-  pretrain.pretrain(config, workdir)
+  run.pretrain(config, workdir)
   assert_same(workdir, single_run)
 
 
@@ -509,7 +508,7 @@ def test_invalid_flags_are_refused(arguments: tuple, part: str):
 def test_processes_joined_by_jax_alone_are_refused(tmp_path: pathlib.Path, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 4)
   with pytest.raises(InputError, match=r'4 processes(.|\n)*--coordinator=auto'):
-    pretrain.pretrain(make_config(tmp_path), tmp_path / 'run')
+    run.pretrain(make_config(tmp_path), tmp_path / 'run')
   assert not (tmp_path / 'run').exists()
 
 

@@ -16,7 +16,7 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus
 from minilm_jax.evaluation import attention, ngram_baselines
 from minilm_jax.model.encoder import Encoder
-from minilm_jax.training import pretrain, pretrained
+from minilm_jax.training import pretrained, run
 from tests import fast_jit, tiny_config
 
 pytestmark = pytest.mark.usefixtures('fast_compile')
@@ -76,7 +76,7 @@ def test_members_and_steps_of_a_population_are_separate(tiny_corpus: Path, tmp_p
   config = tiny_config.make_run_config(
     tiny_corpus, num_steps=4, **changes, **{'model.positions': 'relative'}
   )
-  pretrain.pretrain(config, tmp_path / 'two')
+  run.pretrain(config, tmp_path / 'two')
   rows = attention.evaluate_attention(f'{tmp_path / "two"}@all', '', 'validation', '')['rows']
   assert {(row['step'], row['member']) for row in rows} == {(2, 0), (2, 1), (4, 0), (4, 1)}
   pretrained.extract_member(tmp_path / 'two', 1, tmp_path / 'one')

@@ -23,7 +23,7 @@ from minilm_jax.evaluation import inference
 from minilm_jax.model import custom, flops, heads
 from minilm_jax.model.initialization import count_parameters
 from minilm_jax.tasks import classifier, finetune
-from minilm_jax.training import checkpoint, pretrain, pretrained, sharding, train_step
+from minilm_jax.training import checkpoint, pretrained, run, sharding, train_step
 from tests import fast_jit, tiny_config
 
 GATED = 'configs.examples.gated_rotary:Encoder'
@@ -237,7 +237,7 @@ def population(
   folder = tmp_path_factory.mktemp('custom') / 'run'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'jit', fast_jit.jit)
-    pretrain.pretrain(tiny_config.make_run_config(tiny_corpus, **changes), folder)
+    run.pretrain(tiny_config.make_run_config(tiny_corpus, **changes), folder)
     yield folder
 
 
@@ -253,7 +253,7 @@ def test_a_population_trains_in_bfloat16_and_resumes(population: pathlib.Path, t
   (resumed / run_dir.RESULT).unlink()
   for step in (8, 12):
     shutil.rmtree(resumed / checkpoint.FOLDER / str(step))
-  pretrain.pretrain(
+  run.pretrain(
     recipe.resolve(files.read_json(population / run_dir.CONFIG, ''), 'pretrain'), resumed
   )
   states = [checkpoint.flatten(restore(folder)) for folder in (population, resumed)]

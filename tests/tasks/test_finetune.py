@@ -17,7 +17,7 @@ from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.evaluation import evaluate, inference, likelihood
 from minilm_jax.tasks import finetune, finetune_resume, finetune_step, task_data
-from minilm_jax.training import checkpoint, pretrain, pretrained
+from minilm_jax.training import checkpoint, pretrained, run
 from tests import tiny_config
 from tests.fake_runs import write_examples
 
@@ -426,7 +426,7 @@ def convolved_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -
   """Pre-trains a model with running statistics for a few updates."""
   folder = tmp_path_factory.mktemp('convolved') / 'run'
   config = tiny_config.make_run_config(tiny_corpus, **tiny_config.CONVOLUTION, num_steps=4)
-  pretrain.pretrain(config, folder)
+  run.pretrain(config, folder)
   return folder
 
 

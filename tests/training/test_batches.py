@@ -10,7 +10,7 @@ import pytest
 
 from minilm_jax.core import run_dir
 from minilm_jax.data import corpus
-from minilm_jax.training import batches, checkpoint, pretrain
+from minilm_jax.training import batches, checkpoint, run
 from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_program
 from tests.tiny_config import UPDATES, make_run_config
@@ -56,7 +56,7 @@ def test_a_run_does_not_depend_on_the_placement(
       tiny_corpus, corpus_placement=placement, **{'log.every': 4, 'num_steps': 11, **changes}
     )
     folder = tmp_path / placement
-    pretrain.pretrain(config, folder)
+    run.pretrain(config, folder)
     state = checkpoint.restore(folder, build_program(config).shapes, 11)
     lines = [
       (line['step'], line['split'], line['loss'])

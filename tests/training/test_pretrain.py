@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
+from minilm_jax.cli import profiler
 from minilm_jax.core import files, lock, recipe, run_dir, signals
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
@@ -29,8 +30,7 @@ from minilm_jax.training import (
   checkpoint,
   pretrain,
   pretrained,
-  profiler,
-  recovery,
+  run,
   train_step,
 )
 from minilm_jax.training.batches import load_resident
@@ -44,7 +44,7 @@ from tests.tiny_config import UPDATES, make_run_config
 def share_programs(fast_compile: None) -> Iterator[None]:
   """Lets runs of one recipe share their compiled programs."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(pretrain, 'build_program', functools.cache(build_program))
+    patch.setattr(run, 'build_program', functools.cache(build_program))
     patch.setattr(pretrain, 'compile_chunk', lambda program, rows: program.chunk)
     yield
 
@@ -109,7 +109,7 @@ def finished_run(
 ) -> pathlib.Path:
   """A run without interruption."""
   folder = tmp_path_factory.mktemp('uninterrupted')
-  pretrain.pretrain(make_run_config(tiny_corpus), folder)
+  run.pretrain(make_run_config(tiny_corpus), folder)
   return folder
 
 
@@ -117,7 +117,7 @@ def test_early_evaluations_come_at_doublings_and_change_nothing(
   finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
 ):
   config = make_run_config(tiny_corpus, **{'eval.first_at': 1, 'eval.every': 6})
-  pretrain.pretrain(config, tmp_path)
+  run.pretrain(config, tmp_path)
   steps = [line['step'] for line in read_log(tmp_path) if line['split'] == 'validation']
   assert steps == [1, 2, 4, 6, 12]
   assert final_bits(tmp_path, config) == final_bits(finished_run, config)
@@ -176,9 +176,9 @@ def test_a_resumed_run_equals_an_uninterrupted_run(
   with pytest.MonkeyPatch.context() as patch:
     kill_at(call, patch, module, name)
     with pytest.raises(Killed):
-      pretrain.pretrain(config, tmp_path)
+      run.pretrain(config, tmp_path)
   assert not (tmp_path / run_dir.RESULT).exists()
-  result = pretrain.pretrain(config, tmp_path)
+  result = run.pretrain(config, tmp_path)
   check_equals_finished(tmp_path, finished_run, config)
   assert eventfile.read_scalars(tmp_path) == eventfile.read_scalars(finished_run)
   seconds = [line['seconds'] for line in run_dir.read_lines(tmp_path / run_dir.METRICS)]
@@ -200,15 +200,15 @@ def continued_run(
 ) -> pathlib.Path:
   """A run without interruption that starts with the weights and the optimizer of `tiny_run`."""
   folder = tmp_path_factory.mktemp('continued')
-  origin = pretrained.Origin(str(tiny_run), 4, True)
-  pretrain.pretrain(continue_config(tiny_corpus), folder, origin=origin)
+  start = {'init_from': f'{tiny_run}@4', 'init_optimizer': True}
+  run.pretrain(continue_config(tiny_corpus), folder, **start)
   return folder
 
 
 @pytest.mark.parametrize(
   'module, name, call, has_flags',
   [
-    (recovery, 'restore_latest', 1, True),  # with a manifest that lacks the checksum
+    (run, 'restore_latest', 1, True),  # with a manifest that lacks the checksum
     (checkpoint.CheckpointWriter, 'save', 1, True),  # before a checkpoint
     (checkpoint.CheckpointWriter, 'save', 1, False),
     (checkpoint.CheckpointWriter, 'save', 2, True),  # after a checkpoint
@@ -227,14 +227,14 @@ def test_a_continued_run_resumes(
   """The origin is read at step 0 alone; the repeated command needs no flags."""
   config, copy = continue_config(tiny_corpus), tmp_path / 'origin'
   shutil.copytree(tiny_run, copy)
-  origin = pretrained.Origin(str(copy), 4, True)
+  start = {'init_from': f'{copy}@4', 'init_optimizer': True}
   with pytest.MonkeyPatch.context() as patch:
     kill_at(call, patch, module, name)
     with pytest.raises(Killed):
-      pretrain.pretrain(config, tmp_path / 'run', origin=origin)
+      run.pretrain(config, tmp_path / 'run', **start)
   if checkpoint.list_steps(tmp_path / 'run'):
     shutil.rmtree(copy)
-  pretrain.pretrain(config, tmp_path / 'run', origin=origin if has_flags else None)
+  run.pretrain(config, tmp_path / 'run', **start if has_flags else {})
   check_equals_finished(tmp_path / 'run', continued_run, config)
   first, second = map(run_dir.read_origin, (tmp_path / 'run', continued_run))
   assert first['weights'] == second['weights'] and first['checkpoint'] == str(copy)
@@ -247,7 +247,7 @@ def test_a_continued_run_has_the_weights_of_its_origin_and_a_log_of_its_own(
   config = continue_config(
     tiny_corpus, **{'optimizer.learning_rate': 0.0, 'population.members': 2, 'batch_size': 8}
   )
-  result = pretrain.pretrain(config, tmp_path / 'run', origin=pretrained.Origin(str(tiny_run), 4))
+  result = run.pretrain(config, tmp_path / 'run', init_from=f'{tiny_run}@4')
   saved = checkpoint.restore(tmp_path / 'run', build_program(config).shapes, UPDATES)
   source = pretrained.load(tiny_run, 4).model
   for name, leaf in flatten(source).items():
@@ -277,7 +277,7 @@ def test_a_continued_run_starts_at_the_loss_of_its_origin(
 ):
   """Evaluations have the same masks, and an update at a rate of 0 changes nothing."""
   config = make_run_config(tiny_corpus, **{'optimizer.learning_rate': 0.0, 'num_steps': 4})
-  pretrain.pretrain(config, tmp_path, origin=pretrained.Origin(str(finished_run)))
+  run.pretrain(config, tmp_path, init_from=str(finished_run))
   losses = [
     [line['loss'] for line in read_log(folder) if line['split'] == 'validation']
     for folder in (finished_run, tmp_path)
@@ -293,13 +293,13 @@ def test_a_run_resumes_in_a_folder_of_any_name(
   with pytest.MonkeyPatch.context() as patch:
     kill_at(3, patch, checkpoint.CheckpointWriter, 'save')
     with pytest.raises(Killed):
-      pretrain.pretrain(config, folder)
+      run.pretrain(config, folder)
   assert checkpoint.list_steps(folder) == [4, 8]
   steps: list[int] = []
   with pytest.MonkeyPatch.context() as patch:
     schedule = pretrain.schedule
     patch.setattr(pretrain, 'schedule', lambda run, step: steps.append(step) or schedule(run, step))
-    pretrain.pretrain(config, folder)
+    run.pretrain(config, folder)
   assert steps[0] == 8
   check_equals_finished(folder, finished_run, config)
   assert eventfile.read_scalars(folder) == eventfile.read_scalars(finished_run)
@@ -311,7 +311,7 @@ def test_a_run_without_remaining_steps_compiles_no_chunk(
   folder = shutil.copytree(finished_run, tmp_path / 'run')
   (folder / run_dir.RESULT).unlink()
   monkeypatch.setattr(pretrain, 'compile_chunk', lambda program, rows: pytest.fail())
-  pretrain.pretrain(make_run_config(tiny_corpus), folder)
+  run.pretrain(make_run_config(tiny_corpus), folder)
   assert read_log(folder) == read_log(finished_run) and (folder / run_dir.RESULT).exists()
 
 
@@ -337,7 +337,7 @@ def test_a_signal_saves_at_the_end_of_the_chunk(
   config = make_run_config(tiny_corpus)
   with pytest.MonkeyPatch.context() as patch, pytest.raises(signals.Interrupted) as error:
     call_at(call, patch, run_dir, 'append_line', lambda: os.kill(os.getpid(), number))
-    pretrain.pretrain(config, tmp_path)
+    run.pretrain(config, tmp_path)
   assert error.value.status == 128 + number
   assert (
     isinstance(error.value, signals.InterruptedAfterSave)
@@ -346,7 +346,7 @@ def test_a_signal_saves_at_the_end_of_the_chunk(
   )
   assert checkpoint.list_steps(tmp_path) == saved
   assert not any(checkpoint.find_damage(checkpoint.step_folder(tmp_path, step)) for step in saved)
-  pretrain.pretrain(config, tmp_path)
+  run.pretrain(config, tmp_path)
   check_equals_finished(tmp_path, finished_run, config)
 
 
@@ -360,7 +360,7 @@ def test_a_notice_of_slurm_saves_and_the_run_continues(
   monkeypatch.setenv('SLURM_JOB_ID', '7')
   config = make_run_config(tiny_corpus, **{'checkpoint.every': 12})
   call_at(4, monkeypatch, run_dir, 'append_line', lambda: os.kill(os.getpid(), signal.SIGUSR1))
-  pretrain.pretrain(config, tmp_path)
+  run.pretrain(config, tmp_path)
   assert checkpoint.list_steps(tmp_path) == [6, 12]
   assert 'saved at update 6 after SIGUSR1; the run continues\n' in capsys.readouterr().err
   assert read_log(tmp_path) == read_log(finished_run)
@@ -383,7 +383,7 @@ def test_a_run_whose_lock_another_process_took_stops(
 
   call_at(1, monkeypatch, run_dir, 'append_line', take_lock)
   with pytest.raises(lock.LockedError, match='elsewhere'):
-    pretrain.pretrain(make_run_config(tiny_corpus), tmp_path)
+    run.pretrain(make_run_config(tiny_corpus), tmp_path)
   assert {line['step'] for line in read_log(tmp_path)} == {2} and not checkpoint.list_steps(
     tmp_path
   )
@@ -402,12 +402,12 @@ def test_a_run_resumes_from_the_newest_intact_checkpoint(
   config = make_run_config(tiny_corpus)
   with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
     kill_at(10, patch, run_dir, 'append_line')
-    pretrain.pretrain(config, tmp_path)
+    run.pretrain(config, tmp_path)
   for step in checkpoint.list_steps(tmp_path)[-damaged:]:
     file = next(checkpoint.step_folder(tmp_path, step).glob('default/d/*'))
     file.write_bytes(file.read_bytes()[:-1])
   capsys.readouterr()
-  pretrain.pretrain(config, tmp_path)
+  run.pretrain(config, tmp_path)
   assert capsys.readouterr().err.count(': default/d/') == damaged
   check_equals_finished(tmp_path, finished_run, config)
 
@@ -420,7 +420,7 @@ def test_saves_by_the_clock_change_nothing_else(
       tiny_corpus, **{'checkpoint.every_minutes': minutes, 'checkpoint.keep_last': 9}
     )
     folder = tmp_path / str(minutes)
-    pretrain.pretrain(config, folder)
+    run.pretrain(config, folder)
     assert checkpoint.list_steps(folder) == saved
     check_equals_finished(folder, finished_run, config)
 
@@ -438,12 +438,12 @@ def test_the_best_checkpoint_stays(stop: int, tiny_corpus: pathlib.Path, tmp_pat
 
   with pytest.MonkeyPatch.context() as patch:
     program = dataclasses.replace(build_program(config), evaluate=evaluate)
-    patch.setattr(pretrain, 'build_program', lambda config: program)
+    patch.setattr(run, 'build_program', lambda config: program)
     if stop:
       with pytest.MonkeyPatch.context() as inner, pytest.raises(Killed):
         kill_at(stop, inner, checkpoint.CheckpointWriter, 'save')
-        pretrain.pretrain(config, tmp_path)
-    pretrain.pretrain(config, tmp_path)
+        run.pretrain(config, tmp_path)
+    run.pretrain(config, tmp_path)
   assert checkpoint.list_steps(tmp_path) == [4, 12]
 
 
@@ -463,7 +463,7 @@ def test_a_run_of_an_earlier_version_continues(
   assert pretrained.load_config(folder) == dataclasses.replace(
     config, log=dataclasses.replace(config.log, sinks=())
   )
-  pretrain.pretrain(config, folder)
+  run.pretrain(config, folder)
   assert 'update 8' in capsys.readouterr().err
   check_equals_finished(folder, finished_run, config)
 
@@ -477,10 +477,10 @@ def test_sinks_and_a_profile_change_nothing(
   config = make_run_config(tiny_corpus)
   with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
     kill_at(5, patch, train_step, 'mean_metrics')
-    pretrain.pretrain(config, tmp_path)
+    run.pretrain(config, tmp_path)
   other_sinks = make_run_config(tiny_corpus, **{'log.sinks': 'json', 'log.name': 'x'})
   with profiler.open_recorder('5:7', UPDATES, tmp_path) as recorder:
-    pretrain.pretrain(other_sinks, tmp_path, recorder.record)
+    run.pretrain(other_sinks, tmp_path, recorder.record)
   out, err = capsys.readouterr()
   assert [json.loads(line)['step'] for line in out.splitlines()] == [6, 8, 8, 10, 12, 12, 12]
   assert calls == ['start', 'stop'] and '5 to 8' in err
@@ -517,15 +517,15 @@ def test_a_full_disk_harms_no_checkpoint(
     # The first checkpoint is written before the disk is full.
     patch.setattr(checkpoint.CheckpointWriter, 'settle', checkpoint.CheckpointWriter.finish)
     call_at(5, patch, run_dir, 'append_line', fill)
-    pretrain.pretrain(config, workdir)
+    run.pretrain(config, workdir)
   assert filler.exists() and checkpoint.list_steps(workdir) == [4]
   folder = checkpoint.step_folder(workdir, 4)
   assert checkpoint.has_checksums(folder) and not checkpoint.find_damage(folder)
   assert not list(workdir.rglob('*.partial')) and not (workdir / run_dir.RESULT).exists()
   with pytest.raises(OSError):
-    pretrain.pretrain(config, workdir)  # the disk is still full
+    run.pretrain(config, workdir)  # the disk is still full
   filler.unlink()
-  pretrain.pretrain(config, workdir)
+  run.pretrain(config, workdir)
   check_equals_finished(workdir, finished_run, config)
   assert eventfile.read_scalars(workdir) == eventfile.read_scalars(finished_run)
 
@@ -553,12 +553,12 @@ def test_a_failing_disk_harms_no_checkpoint(
 
   with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match=os.strerror(number)):
     call_at(call, patch, module, name, fail)
-    pretrain.pretrain(config, tmp_path)
+    run.pretrain(config, tmp_path)
   saved = checkpoint.list_steps(tmp_path)
   assert saved and not any(
     checkpoint.find_damage(checkpoint.step_folder(tmp_path, step)) for step in saved
   )
-  pretrain.pretrain(config, tmp_path)
+  run.pretrain(config, tmp_path)
   check_equals_finished(tmp_path, finished_run, config)
 
 
@@ -594,7 +594,7 @@ def read_times(folder: pathlib.Path) -> dict[str, int]:
 
 def test_a_finished_run_is_not_changed(finished_run: pathlib.Path, tiny_corpus: pathlib.Path):
   times = read_times(finished_run)
-  result = pretrain.pretrain(make_run_config(tiny_corpus), finished_run)
+  result = run.pretrain(make_run_config(tiny_corpus), finished_run)
   assert result == json.loads((finished_run / run_dir.RESULT).read_text())
   assert read_times(finished_run) == times
 
@@ -602,7 +602,7 @@ def test_a_finished_run_is_not_changed(finished_run: pathlib.Path, tiny_corpus: 
 def test_a_loss_that_is_not_finite_ends_the_run(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
   changes = {'optimizer.learning_rate': 1e30, 'optimizer.schedule': 'constant'}
   with pytest.raises(InputError, match='optimizer.learning_rate') as error:
-    pretrain.pretrain(make_run_config(tiny_corpus, **changes), tmp_path)
+    run.pretrain(make_run_config(tiny_corpus, **changes), tmp_path)
   assert 'update 2' in error.value.asked and 'loss' in error.value.found
   assert not read_log(tmp_path) and not (tmp_path / run_dir.RESULT).exists()
   assert checkpoint.latest_step(tmp_path) == 1
@@ -616,13 +616,13 @@ def test_a_state_whose_validation_loss_is_not_finite_is_not_saved(
     train_step, 'mean_metrics', lambda sums: dict.fromkeys(('loss', 'perplexity'), next(losses))
   )
   with pytest.raises(InputError, match='validation .*update 4'):
-    pretrain.pretrain(make_run_config(tiny_corpus), tmp_path)
+    run.pretrain(make_run_config(tiny_corpus), tmp_path)
   assert checkpoint.latest_step(tmp_path) is None
 
 
 def break_gradients(patch: pytest.MonkeyPatch, at: tuple[int, ...], seed: int = 0) -> None:
   """Makes the gradient of the member with this seed non-finite at some updates."""
-  patch.setattr(pretrain, 'build_program', build_program)  # without earlier compiled programs
+  patch.setattr(run, 'build_program', build_program)  # without earlier compiled programs
   original_step, original_gradient = train_step.train_step, train_step.compute_gradient
 
   def step(state: Any, *arguments: Any) -> Any:
@@ -651,7 +651,7 @@ def test_stop_saves_the_state_before_the_update(
   )
   for _ in range(2):
     with pytest.raises(InputError, match='update 7') as error:
-      pretrain.pretrain(config, tmp_path)
+      run.pretrain(config, tmp_path)
     assert 'encoder.blocks.0.attention.key.bias' in error.value.found
     assert checkpoint.latest_step(tmp_path) == 6
   saved = flatten(checkpoint.restore(tmp_path, program.shapes, 6))
@@ -665,7 +665,7 @@ def test_skip_continues_with_the_next_batch(
   capsys: pytest.CaptureFixture,
 ):
   break_gradients(monkeypatch, (4, 6, 7))
-  result = pretrain.pretrain(make_run_config(tiny_corpus, nonfinite='skip'), tmp_path)
+  result = run.pretrain(make_run_config(tiny_corpus, nonfinite='skip'), tmp_path)
   err = capsys.readouterr().err
   assert 'update 5' in err and 'update 7' in err
   assert result['updates'] == UPDATES and np.isfinite(result['train_loss'])
@@ -683,9 +683,9 @@ def test_a_member_is_dropped_and_the_others_continue(
   config = make_run_config(
     tiny_corpus, nonfinite='drop-member', **{'population.members': 3, 'mesh.population': 1}
   )
-  pretrain.pretrain(config, tmp_path / 'fine')
+  run.pretrain(config, tmp_path / 'fine')
   break_gradients(monkeypatch, (5,), seed=1)
-  pretrain.pretrain(config, tmp_path / 'dropped')
+  run.pretrain(config, tmp_path / 'dropped')
   assert 'update 6 of member 1' in capsys.readouterr().err
 
   fine, dropped = (
@@ -705,7 +705,7 @@ def test_a_population_stops_at_each_start_after_a_failed_member(
   config = make_run_config(tiny_corpus, **{'population.members': 3, 'mesh.population': 1})
   for value in ('update 6 of member 1', '1 members'):
     with pytest.raises(InputError, match=value):
-      pretrain.pretrain(config, tmp_path)
+      run.pretrain(config, tmp_path)
 
 
 def test_a_run_without_remaining_members_stops(
@@ -713,7 +713,7 @@ def test_a_run_without_remaining_members_stops(
 ):
   break_gradients(monkeypatch, (3,))
   with pytest.raises(InputError, match='update 4'):
-    pretrain.pretrain(make_run_config(tiny_corpus, nonfinite='drop-member'), tmp_path)
+    run.pretrain(make_run_config(tiny_corpus, nonfinite='drop-member'), tmp_path)
 
 
 def unigram_loss(folder: pathlib.Path) -> float:
@@ -731,6 +731,6 @@ def test_the_microworld_is_learned(tiny_corpus: pathlib.Path, tmp_path: pathlib.
   config = tiny.get_config()
   config.update(corpus=str(tiny_corpus), num_steps=300)
   config.model.max_length, config.mesh.data = 100, 1
-  result = pretrain.pretrain(recipe.resolve(config, 'pretrain'), tmp_path)
+  result = run.pretrain(recipe.resolve(config, 'pretrain'), tmp_path)
   assert result['test_loss'] < unigram_loss(tiny_corpus) - 1
   assert result['tokens'] == 300 * 16 * 64

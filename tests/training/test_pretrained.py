@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ import pytest
 from minilm_jax.core import lock, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.evaluation import evaluate, inference
-from minilm_jax.training import batches, checkpoint, metrics_log, population, pretrain, pretrained
+from minilm_jax.training import batches, checkpoint, metrics_log, population, pretrained, run
 from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_program, step_count
 from tests.tiny_config import ALTERNATIVE_PARTS, CONVOLUTION, UPDATES, make_run_config
@@ -35,7 +34,7 @@ pytestmark = pytest.mark.usefixtures('fast_compile')
 def together(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A run of four members that differ in all settings, two on a device."""
   folder = tmp_path_factory.mktemp('population')
-  pretrain.pretrain(make_run_config(tiny_corpus, **DIFFERENT, **{'mesh.population': 2}), folder)
+  run.pretrain(make_run_config(tiny_corpus, **DIFFERENT, **{'mesh.population': 2}), folder)
   return folder
 
 
@@ -78,7 +77,7 @@ def test_a_member_is_its_solo_run(
   config = make_run_config(tiny_corpus, **DIFFERENT)
   solo_config = population.member_configs(config)[number]
   assert solo_config.population.members == 1 and solo_config.seed == number
-  pretrain.pretrain(solo_config, tmp_path)
+  run.pretrain(solo_config, tmp_path)
   check_equal_lines(lines(tmp_path), lines(together, number))
   pretrained.extract_member(together, number, tmp_path / 'extracted')
   shapes = build_program(solo_config).shapes
@@ -149,7 +148,7 @@ def test_an_extracted_member_is_a_finished_run(
   assert extracted == {'workdir': str(tmp_path), 'member': 2, 'seed': 2, 'step': UPDATES}
   config = make_run_config(tiny_corpus, **DIFFERENT, **{'mesh.population': 2})
   solo_config = population.member_configs(config)[2]
-  assert pretrain.pretrain(solo_config, tmp_path)['updates'] == UPDATES
+  assert run.pretrain(solo_config, tmp_path)['updates'] == UPDATES
   metrics = evaluate.evaluate_loss(tmp_path, '', 'test')
   assert metrics['loss'] == pytest.approx(
     json.loads((together / run_dir.RESULT).read_text())['members'][2]['test_loss'], rel=1e-4
@@ -174,14 +173,14 @@ def test_a_member_that_was_extracted_early_continues(
   with monkeypatch.context() as patch:
     patch.setattr(metrics_log, 'write_result', stop)
     with pytest.raises(KeyboardInterrupt):
-      pretrain.pretrain(config, tmp_path / 'all')
+      run.pretrain(config, tmp_path / 'all')
   last = tmp_path / 'all' / checkpoint.FOLDER / str(UPDATES)
   last.rename(last.with_name('renamed'))
   folder = tmp_path / 'extracted'
   with lock.hold_lock(folder), pytest.raises(lock.LockedError):
     pretrained.extract_member(tmp_path / 'all', 1, folder)
   assert pretrained.extract_member(tmp_path / 'all', 1, folder)['step'] == 8
-  pretrain.pretrain(population.member_configs(config)[1], folder)
+  run.pretrain(population.member_configs(config)[1], folder)
   check_equal_lines(lines(folder), lines(together, 1))
 
 
@@ -238,104 +237,3 @@ def test_a_population_that_does_not_fit_is_refused(
   with pytest.raises(InputError) as refused:
     build_program(make_run_config(tiny_corpus, **changes))
   assert expected_value in str(refused.value)
-
-
-FITTING = {'model.vocab_size': 520}  # as in `tiny_run`
-
-
-@pytest.mark.parametrize(
-  'changes, has_optimizer',
-  [
-    ({'model.dropout': 0.3, 'model.dtype': 'bfloat16', 'model.remat': True}, True),
-    ({'model.max_length': 128, 'population.members': 3}, True),  # rotary positions have no table
-    ({'optimizer.algorithm': 'muon', 'optimizer.clip': 0.0}, False),
-  ],
-)
-def test_a_model_with_other_training_fits_its_origin(
-  changes: dict[str, Any], has_optimizer: bool, tiny_run: pathlib.Path, tiny_corpus: pathlib.Path
-):
-  config = make_run_config(tiny_corpus, **{**FITTING, **changes})
-  origin = pretrained.Origin(str(tiny_run), None, has_optimizer)
-  assert pretrained.check_origin(config, origin) == 8
-
-
-@pytest.mark.parametrize(
-  'changes, step, found, remedy',
-  [
-    ({'model.vocab_size': 640}, 8, 'model.vocab_size=520 ', '--config.model.vocab_size=520'),
-    (
-      {'model.embedding_size': 32, 'model.hidden_size': 32},
-      8,
-      'model.embedding_size=16 ',
-      '--config.model.embedding_size=16 --config.model.hidden_size=16',
-    ),
-    ({'model.num_heads': 4}, None, 'model.num_heads=2 ', '--config.model.num_heads=2'),
-    ({'model.norm': 'post'}, None, 'model.norm=pre ', '--config.model.norm=pre'),
-    (
-      {**CONVOLUTION},
-      None,
-      'model.convolutions=0 ',
-      '--config.model.convolutions=0 --config.model.kernel= --config.model.channels=0',
-    ),
-    ({'optimizer.algorithm': 'muon'}, 8, 'optimizer.algorithm=adamw', '--init_optimizer'),
-    ({}, 6, 'steps 4, 8', '@STEP'),
-  ],
-)
-def test_a_model_that_does_not_fit_its_origin_is_refused(
-  changes: dict[str, Any],
-  step: int | None,
-  found: str,
-  remedy: str,
-  tiny_run: pathlib.Path,
-  tiny_corpus: pathlib.Path,
-  tmp_path: pathlib.Path,
-):
-  """The error names the first field and lists all of them; nothing is written."""
-  config = make_run_config(tiny_corpus, **{**FITTING, **changes})
-  origin = pretrained.Origin(str(tiny_run), step, True)
-  with pytest.raises(InputError) as refused:
-    pretrain.pretrain(config, tmp_path / 'run', origin=origin)
-  assert found in refused.value.found and remedy in refused.value.remedy
-  assert not (tmp_path / 'run').exists()
-
-
-def test_rows_longer_than_a_table_of_positions_are_refused(
-  tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
-  folder = pathlib.Path(shutil.copytree(tiny_run, tmp_path / 'learned'))
-  stored = json.loads((folder / run_dir.CONFIG).read_text())
-  stored['model']['positions'] = 'learned'
-  (folder / run_dir.CONFIG).write_text(json.dumps(stored))
-  changes = {**FITTING, 'model.positions': 'learned'}
-  origin = pretrained.Origin(str(folder))
-  assert pretrained.check_origin(make_run_config(tiny_corpus, **changes), origin) == 8
-  with pytest.raises(InputError, match='model.max_length=64 '):
-    pretrained.check_origin(
-      make_run_config(tiny_corpus, **changes, **{'model.max_length': 128}), origin
-    )
-
-
-def test_an_origin_is_intact_and_of_one_model(
-  together: pathlib.Path, tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
-  config = make_run_config(tiny_corpus, **FITTING)
-  with pytest.raises(InputError, match=f'extract-member --checkpoint={together}'):
-    pretrained.check_origin(config, pretrained.Origin(str(together)))
-  with pytest.raises(InputError, match=str(tmp_path / 'none')):
-    pretrained.check_origin(config, pretrained.Origin(str(tmp_path / 'none')))
-  folder = pathlib.Path(shutil.copytree(tiny_run, tmp_path / 'damaged'))
-  next(checkpoint.step_folder(folder, 8).glob('default/d/*')).write_bytes(b'')
-  with pytest.raises(InputError, match='0 bytes'):
-    pretrained.check_origin(config, pretrained.Origin(str(folder)))
-  assert pretrained.check_origin(config, pretrained.Origin(str(folder), 4)) == 4
-
-
-def test_a_name_of_an_origin_has_one_step(tmp_path: pathlib.Path):
-  assert pretrained.parse_origin('') is None
-  assert pretrained.parse_origin('runs/a@40', True) == pretrained.Origin('runs/a', 40, True)
-  assert pretrained.parse_origin('runs/a') == pretrained.Origin('runs/a')
-  (tmp_path / 'a@40').mkdir()
-  assert pretrained.parse_origin(f'{tmp_path}/a@40') == pretrained.Origin(f'{tmp_path}/a@40')
-  for name, has_optimizer in (('', True), ('runs/a@all', False)):
-    with pytest.raises(InputError):
-      pretrained.parse_origin(name, has_optimizer)

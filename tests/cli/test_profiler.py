@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import pytest
 from etils import epath
 
+from minilm_jax.cli import profiler
 from minilm_jax.core import distributed
 from minilm_jax.core.errors import InputError
-from minilm_jax.training import profiler
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from etils import epath
 
-from minilm_jax.core import files, run_dir
+from minilm_jax.core import files
 from minilm_jax.core.errors import InputError
-from minilm_jax.training import checkpoint, pretrained, program, recovery, run_setup
-from minilm_jax.training.pretrained import Origin
-from tests.tiny_config import make_run_config
+from minilm_jax.training import checkpoint, run
 
 LIKE = {'kernel': jnp.zeros((40, 5)), 'step': jnp.int32(0)}
 
@@ -53,7 +50,7 @@ def flip_bit(file: pathlib.Path) -> None:
 
 
 def check_resumes_from(workdir: pathlib.Path, step: int | None) -> None:
-  restored_step, restored = recovery.restore_latest(workdir, LIKE)
+  restored_step, restored = run.restore_latest(workdir, LIKE)
   assert restored_step == step
   if step is not None:
     for name, leaf in state(step).items():
@@ -112,10 +109,10 @@ def test_a_checkpoint_without_checksums_is_used_if_readable(workdir: pathlib.Pat
 
 def test_an_intact_checkpoint_that_does_not_fit_is_not_renamed(workdir: pathlib.Path, monkeypatch):
   with pytest.raises(InputError, match=r'kernel .*\(40, 5\).*\(3,\)'):
-    recovery.restore_latest(workdir, {**LIKE, 'kernel': jnp.zeros(3)})
+    run.restore_latest(workdir, {**LIKE, 'kernel': jnp.zeros(3)})
   monkeypatch.setattr(checkpoint, '_read_metadata', lambda *_: {}['a key of another version'])
   with pytest.raises(InputError, match='orbax-checkpoint'):
-    recovery.restore_latest(workdir, LIKE)
+    run.restore_latest(workdir, LIKE)
   assert checkpoint.list_steps(workdir) == [4, 8, 12]
 
 
@@ -125,7 +122,7 @@ def test_an_unreadable_disk_is_no_damage(workdir: pathlib.Path, monkeypatch):
 
   monkeypatch.setattr(files, 'hash_file', fail)
   with pytest.raises(OSError, match='Stale'):
-    recovery.restore_latest(workdir, LIKE)
+    run.restore_latest(workdir, LIKE)
   assert checkpoint.list_steps(workdir) == [4, 8, 12]
 
 
@@ -150,84 +147,3 @@ def test_a_reader_refuses_a_corrupt_checkpoint_and_changes_nothing(
     shutil.rmtree(folder_of(workdir, step))
   with pytest.raises(checkpoint.CorruptCheckpointError):
     read(workdir)
-
-
-@pytest.fixture(scope='module')
-def started_run(
-  tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> pathlib.Path:
-  """A run from step 8 of `tiny_run` with its optimizer, before its first step."""
-  folder = tmp_path_factory.mktemp('started') / 'run'
-  config = make_run_config(tiny_corpus, **{'model.vocab_size': 520})
-  record = recovery.resolve_origin(config, folder, Origin(str(tiny_run), None, True))
-  run_setup.open_or_create_run(config, folder, record)
-  return folder
-
-
-def test_moments_come_from_the_origin(
-  started_run: pathlib.Path, tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, monkeypatch
-):
-  """Counts of updates belong to moments, apart from that of the schedule."""
-  config = make_run_config(tiny_corpus, **{'model.vocab_size': 520})
-  start = recovery.restore_or_init(config, epath.Path(started_run), program.build_program(config))
-  shapes = program.build_program(pretrained.load_config(tiny_run)).shapes
-  saved = checkpoint.restore(tiny_run, shapes, 8)
-  expected, counts = checkpoint.flatten(saved.optimizer), []
-  for name, leaf in checkpoint.flatten(start.state.optimizer).items():
-    if name.endswith('count'):
-      counts.append((int(leaf), int(expected[name])))
-    else:
-      np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
-  assert sorted(counts) == [(0, 8), (8, 8)] and int(start.state.step) == start.step == 0
-
-
-@pytest.mark.parametrize(
-  'make',
-  [
-    lambda run: Origin(f'{run}/../{run.name}', None, True),
-    lambda run: Origin(str(run), 8, True),
-  ],
-)
-def test_the_origin_of_a_resumed_run_may_have_other_names(
-  make: Any, started_run: pathlib.Path, tiny_run: pathlib.Path, tiny_corpus: pathlib.Path
-):
-  config = make_run_config(tiny_corpus)  # fits neither origin nor run, and is not compared
-  assert recovery.resolve_origin(config, started_run, make(tiny_run)) == {}
-  assert recovery.resolve_origin(config, started_run, None) == {}
-
-
-@pytest.mark.parametrize(
-  'make, value',
-  [
-    (lambda run: Origin(str(run), 4, True), '@8 with its optimizer'),
-    (lambda run: Origin(str(run), 8), '@8 with its optimizer'),
-    (lambda run: Origin(str(run.parent), 8, True), 'with its optimizer'),
-  ],
-)
-def test_another_origin_is_refused(
-  make: Any,
-  value: str,
-  started_run: pathlib.Path,
-  tiny_run: pathlib.Path,
-  tiny_corpus: pathlib.Path,
-):
-  config = make_run_config(tiny_corpus, **{'model.vocab_size': 520})
-  with pytest.raises(InputError) as refused:
-    recovery.resolve_origin(config, started_run, make(tiny_run))
-  assert value in refused.value.found and str(started_run) in refused.value.asked
-  with pytest.raises(InputError, match='random weights'):
-    recovery.resolve_origin(config, tiny_run, make(tiny_run))
-
-
-def test_changed_weights_of_an_origin_are_refused(
-  started_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
-  folder = pathlib.Path(shutil.copytree(started_run, tmp_path / 'run'))
-  manifest = files.read_json(folder / run_dir.MANIFEST, 'manifest')
-  files.write_json(
-    folder / run_dir.MANIFEST,
-    manifest | {'origin': manifest['origin'] | {'weights': '0' * 64, 'checkpoint_link': ''}},
-  )
-  config = make_run_config(tiny_corpus, **{'model.vocab_size': 520})
-  with pytest.raises(InputError, match='0' * 12):
-    recovery.restore_or_init(config, epath.Path(folder), program.build_program(config))
