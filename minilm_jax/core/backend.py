@@ -102,9 +102,6 @@ def prepare(deterministic: bool = False) -> None:
   """Applies the settings, except those that environment variables already define.
 
   Settings of JAX have no effect after JAX has created its devices.
-
-  Args:
-    deterministic: use deterministic kernels only, which matters on a GPU. The cost is unknown.
   """
   import jax
 

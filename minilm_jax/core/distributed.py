@@ -57,8 +57,6 @@ def initialized(
   Args:
     coordinator: host and port of process 0. `auto` uses the detection of JAX for SLURM, Open MPI
       and Cloud TPU; it is the default on a host of a TPU pod.
-    processes: number of processes.
-    process: index of this process, from 0.
     wait: seconds to wait for all processes; also the heartbeat time-out, at least 10 seconds.
 
   Raises:

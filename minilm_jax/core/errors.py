@@ -58,11 +58,6 @@ class InputError(Exception):
 
   Each part is printed on one line, escaped and limited to 2,000 characters.
 
-  Attributes:
-    asked: the request, with its values.
-    found: the fact that prevents it.
-    remedy: the action that helps.
-
   Example:
     >>> print(InputError('a batch of 0 rows', 'batch_size=0', 'give a positive batch_size'))
     asked: a batch of 0 rows
@@ -87,11 +82,6 @@ def _format_line(text: str) -> str:
 
 def require_library(library: str, extra: str, subject: str) -> None:
   """Raises InputError if a library is not installed.
-
-  Args:
-    library: name of the module.
-    extra: extra of setup.py that installs the library.
-    subject: what needs the library, for the error.
 
   >>> require_library('json', 'none', 'a row')
   """

@@ -35,10 +35,6 @@ _T = TypeVar('_T')
 def read_limited(stream: io.BufferedIOBase | IO[bytes], subject: str) -> bytes:
   """Returns the remaining bytes of a stream, such as a decompressed file.
 
-  Args:
-    stream: a readable stream.
-    subject: description of the stream for errors.
-
   Raises:
     InputError: the stream has more than `MAX_FILE_BYTES`.
   """
@@ -52,11 +48,6 @@ def read_limited(stream: io.BufferedIOBase | IO[bytes], subject: str) -> bytes:
 
 def limit_items(items: Iterable[_T], size: Callable[[_T], int], subject: str) -> Iterator[_T]:
   """Yields the items of a file up to a limit, for callers that keep all items in memory.
-
-  Args:
-    items: items of the file.
-    size: function that returns the characters of an item.
-    subject: description of the file for errors.
 
   Raises:
     InputError: the items have more than `MAX_CACHED_BYTES` together.
@@ -90,9 +81,7 @@ def resolve_inside(folder: epath.PathLike, name: Any, subject: str) -> epath.Pat
   The path need not exist. Links are followed.
 
   Args:
-    folder: the folder of the manifest, perhaps a link.
     name: relative path with `/`; a value of another type is refused.
-    subject: description of the path for errors.
 
   Raises:
     InputError: the name is absolute, has a part `..`, or is a link to another folder.
@@ -181,10 +170,6 @@ def to_json_types(value: Any) -> Any:
 
 def read_json(path: epath.PathLike, subject: str) -> Any:
   """Returns the value of a JSON file, with current field names (`old_names`).
-
-  Args:
-    path: the file.
-    subject: description of the file for errors.
 
   Raises:
     InputError: the file is missing, unreadable, too large, or not UTF-8 JSON of at most 64 levels.

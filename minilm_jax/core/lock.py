@@ -44,10 +44,6 @@ class _Holder:
   """Content of a lock file.
 
   Attributes:
-    host: host name.
-    process: PID of the holder.
-    id: random identifier of this lock.
-    since: time of the lock in seconds since the epoch.
     started: start of the process in clock ticks, which distinguishes processes with equal PID.
   """
 

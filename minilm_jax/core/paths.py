@@ -80,7 +80,6 @@ def follow_reference(name: str, folder: epath.PathLike, link: str = '') -> str:
 
   Args:
     name: the name at the time of writing, perhaps relative to an unknown directory.
-    folder: the folder that stores the name.
     link: the path of `link_to`; '' in folders of earlier versions.
 
   Returns:
@@ -140,7 +139,6 @@ def list_folders(folder: epath.PathLike, skipped: Collection[str] = ()) -> list[
   parent adds nothing.
 
   Args:
-    folder: the first folder.
     skipped: names of subfolders to leave out, in addition to names that begin with a dot.
   """
   visited: dict[str, epath.Path] = {}
@@ -161,9 +159,6 @@ def list_folders(folder: epath.PathLike, skipped: Collection[str] = ()) -> list[
 
 def expand_pattern(path: epath.PathLike) -> list[str]:
   """Returns the paths that a name stands for.
-
-  Args:
-    path: a path, or a pattern if no such path exists.
 
   Returns:
     The path itself if it exists or has no pattern; else the sorted matches, perhaps none. A match
@@ -240,10 +235,6 @@ def split_names(text: str, is_name: Callable[[str], bool] = _names_path) -> list
   """Returns the names in a comma-separated list, without spaces around them.
 
   A comma is part of a name if the name with the comma exists and the names around it do not.
-
-  Args:
-    text: the list.
-    is_name: function that returns whether a text names something that exists.
   """
   words = [word for word in map(str.strip, text.split(',')) if word]
   if len(words) < 2:

@@ -43,12 +43,7 @@ def log(text: str) -> None:
 def print_result(
   result: Mapping[str, Any] | Iterable[rich_table.Table | str], indent: int | None = 2
 ) -> None:
-  """Prints a result on standard output of process 0: a mapping as JSON, or tables.
-
-  Args:
-    result: The result; numbers that are not finite are null in JSON.
-    indent: Blanks before each level of JSON; None prints a single line.
-  """
+  """Prints a result on standard output of process 0: a mapping as JSON, or tables."""
   if distributed.is_primary():
     if isinstance(result, Mapping):
       print(json.dumps(files.to_json_types(result), indent=indent))
@@ -88,12 +83,6 @@ def silence() -> Iterator[None]:
 @contextlib.contextmanager
 def track_progress(label: str, total: float, unit: str, done: float = 0) -> Iterator[Update]:
   """Shows the progress of a long computation.
-
-  Args:
-    label: name of the computation.
-    total: total number of units; 0 if unknown.
-    unit: name of the unit, in plural.
-    done: number of units that are already done.
 
   Yields:
     `update(done, note='')`.

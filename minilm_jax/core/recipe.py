@@ -144,7 +144,6 @@ def expand_names(path: str, argument: str) -> list[str]:
   """Returns the names of runs in a comma-separated argument of a recipe.
 
   Args:
-    path: the recipe file.
     argument: names separated by commas. 'all' stands for every name in the table `RUNS` of the
       file. A key of the table `SETS` stands for the names in that set.
 
@@ -232,7 +231,6 @@ def override_fields(source: config_dict.ConfigDict, overrides: Mapping[str, Any]
   """Returns a recipe as nested dicts, with the fields in `overrides` replaced.
 
   Args:
-    source: the recipe.
     overrides: values by dotted field name, such as `{'optimizer.learning_rate': 1e-3}`.
 
   Raises:
@@ -251,10 +249,6 @@ def override_fields(source: config_dict.ConfigDict, overrides: Mapping[str, Any]
 
 def resolve(recipe: config_dict.ConfigDict | Mapping[str, Any], kind: str) -> Any:
   """Returns the typed configuration of a recipe.
-
-  Args:
-    recipe: a ConfigDict or any nested mapping, such as the config.json of a run.
-    kind: required kind of the recipe, a key of `KINDS`.
 
   Raises:
     InputError: the recipe has another kind, or a field is unknown, missing, of the wrong type or
@@ -275,11 +269,6 @@ def resolve(recipe: config_dict.ConfigDict | Mapping[str, Any], kind: str) -> An
 
 def build(cls: type[T], values: Mapping[str, Any], prefix: str = '') -> T:
   """Returns a dataclass built from a mapping of its fields.
-
-  Args:
-    cls: a dataclass of `config.py`.
-    values: the value of every field.
-    prefix: group of the fields followed by a dot, for errors.
 
   Raises:
     InputError: a field is unknown, missing, of the wrong type or out of range.

@@ -37,8 +37,6 @@ def make_key(seed: Counter, stream: Stream, *counters: Counter) -> Key[Array, ''
 
   Args:
     seed: seed of the run; a traced array for a member of a population.
-    stream: purpose of the key.
-    *counters: counters of the stream, in the order of `Stream`.
   """
   key = jax.random.fold_in(jax.random.key(seed), int(stream))
   for counter in counters:

@@ -145,8 +145,6 @@ def open_run(
   """Creates a run directory with config.json, or opens an existing directory of the same recipe.
 
   Args:
-    workdir: the run directory.
-    config: the resolved recipe as plain data.
     changeable: fields that can differ from the stored recipe, in addition to the log sinks.
 
   Returns:

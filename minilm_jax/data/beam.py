@@ -73,7 +73,6 @@ class BeamRunner:
   """Runs the stages that read all text as pipelines; has the methods of `filtering.LocalRunner`.
 
   Attributes:
-    options: Options of every pipeline.
     folder: Temporary folder, emptied by each pipeline.
   """
 

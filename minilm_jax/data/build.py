@@ -33,7 +33,6 @@ def build_corpus(config: CorpusConfig, workdir: epath.PathLike, beam: str = '') 
   """Builds a corpus folder, or continues an interrupted build; returns the folder.
 
   Args:
-    config: Recipe of the corpus.
     workdir: Folder of the corpus; a finished corpus of the same recipe is unchanged.
     beam: Pipeline options of Apache Beam, which filters the text; '' filters on this machine.
 

@@ -48,8 +48,6 @@ class Source:
     path: Path of the file or data set, or the number of microworld documents.
     format: One of `readers.FORMATS`, 'tfds' or 'microworld'.
     unit: Document unit of a .txt file; '' takes that of the recipe.
-    start: First record of a data set.
-    stop: Record after the last one; None reads all.
     num_bytes: Stored size, for the progress.
   """
 

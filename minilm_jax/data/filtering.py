@@ -48,7 +48,6 @@ def map_in_order(
   """Yields `function(batch)` for each batch in order, computed in worker processes.
 
   Args:
-    function: Picklable function; sent once to each worker.
     batches: Batches; at most `2 * workers + 1` are read ahead.
     workers: Number of processes; 1 computes in this process.
 
@@ -126,7 +125,6 @@ def split_into_buckets(
 
   Args:
     first: Number of the first item within its shard.
-    digests: Digests of consecutive items of a shard.
   """
   buckets = digests >> _BUCKET_SHIFT
   order = np.argsort(buckets, kind='stable')
@@ -190,7 +188,6 @@ class FilteredBatch:
 
   Attributes:
     items: ((split, kind), text) of each item.
-    digests: Digest of each item.
     filter_counts: `FilterResult.counts`.
     input_counts: Documents of each split, and 'bytes'.
   """
@@ -308,8 +305,6 @@ def write_split_files(
   """Writes items to the file of their split and kind; returns counts for the manifest.
 
   Args:
-    folder: Folder of the files.
-    splits: Shares of the splits.
     items: ((split, kind), text, whether the text is new) in the order of the text; repeated items
       are not written.
     input_counts: Documents of each split, and 'bytes'; complete after the last item.

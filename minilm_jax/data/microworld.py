@@ -396,7 +396,6 @@ def generate_examples(task: str, split: str, seed: int, count: int) -> list[dict
     task: 'acceptability' (1 acceptable), 'entailment' (0 entailment, 1 not) or 'sentiment' (1
       positive).
     split: 'train', 'validation' or 'test'; splits share no sentence for any seeds.
-    seed: Seed of the sample.
     count: Number of rows with 'sentence' (or 'sentence1' and 'sentence2'), 'label' and 'idx'.
 
   Raises:

@@ -90,9 +90,7 @@ def count_ngrams(
   """Counts the tokens of a text by context, without special tokens.
 
   Args:
-    blocks: Rows of the text.
     offsets: Positions of the context relative to the token; none give frequencies.
-    vocab_size: Ids are smaller than this.
 
   Raises:
     InputError: The text has no tokens.

@@ -185,9 +185,7 @@ def read_lines(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[st
   """Yields the lines of a text file without line feeds.
 
   Args:
-    path: Text file, possibly compressed.
     errors: 'strict' refuses invalid UTF-8 and NUL; 'replace' turns both into U+FFFD.
-    max_chars: Largest number of characters of a line.
 
   Raises:
     InputError: The file is unreadable, not text (the error names the byte), or has a longer line.
@@ -363,9 +361,6 @@ def read_delimited(
   """Yields the rows of a .csv or .tsv file as `read_rows`.
 
   Args:
-    path: The file, possibly compressed.
-    errors: As in `read_lines`.
-    max_chars: Largest number of characters of a row.
     names: Names of the columns of a file without a header.
     on_bad_row: Function that gets the error of a row with another number of fields; the row is
       skipped. None raises the error.

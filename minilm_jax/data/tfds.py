@@ -65,12 +65,6 @@ def read_examples(
 ) -> Iterator[dict[str, Any]]:
   """Yields the examples of a split as plain Python values, with UTF-8 bytes decoded.
 
-  Args:
-    folder: Folder of the data set, from `find_dataset`.
-    split: Split in the notation of TFDS, possibly sliced.
-    start: First record.
-    stop: Record after the last one; None reads all.
-
   Raises:
     InputError: The split is missing, damaged, or not stored for random access.
   """

@@ -64,7 +64,6 @@ class Tokenizer:
   """An immutable SentencePiece model with fixed special ids, or an imported tokenizer.
 
   Attributes:
-    model: Bytes of the model file.
     sha256: Checksum of `model`, the identity of the tokenizer.
     size: Number of pieces, including the special pieces.
     between: Number of `</s>` between two texts of a row: 2 as in RoBERTa, or 1 as in BERT.
@@ -159,12 +158,6 @@ def train_tokenizer(texts: Iterable[str], model: str, size: int, path: epath.Pat
   `sample_evenly` bounds them. With 600 or more pieces, rare characters are encoded as bytes and
   never as `<unk>`; smaller tokenizers cover every character of `texts` but U+2585. Text is not
   normalised. Words above 65,000 characters are cut.
-
-  Args:
-    texts: Training texts of one line each.
-    model: 'bpe' or 'unigram'.
-    size: Number of pieces, including the five special pieces.
-    path: Path of the model file.
 
   Raises:
     InputError: The texts are empty, or do not allow this number of pieces.

@@ -55,7 +55,6 @@ class WrappedTokenizer:
   """An imported tokenizer with the methods of `SentencePieceProcessor`.
 
   Attributes:
-    between: Number of `</s>` between two texts.
     order: Library id of each of our ids.
     reads_mark_as_space: Whether the letter U+2581 in a text has the ids of a space.
   """
