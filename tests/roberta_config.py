@@ -1,9 +1,14 @@
-"""Defines the configuration of a tiny RoBERTa with its head, and draws token rows."""
+"""Defines the configuration of a tiny RoBERTa with its head, loads weights and draws token rows."""
 
+from collections.abc import Mapping
+
+import jax
 import numpy as np
 
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.data import tokenizer
+from minilm_jax.interop import hf_weights
+from minilm_jax.model import heads
 
 SMALL = EncoderConfig(
   vocab_size=60,
@@ -19,6 +24,14 @@ SMALL = EncoderConfig(
 )
 HEAD = HeadConfig(pooling='first', dropout=0.0, ensemble_size=1)
 CLASSES = 3
+
+
+def load_classifier(
+  weights: Mapping[str, np.ndarray], config: EncoderConfig = SMALL, classes: int = CLASSES
+) -> heads.Classifier:
+  """Returns a classifier with the weights of a `RobertaForSequenceClassification`."""
+  model = jax.eval_shape(lambda: heads.init_classifier(config, HEAD, classes, jax.random.key(0)))
+  return hf_weights.load_weights(model, weights, hf_weights.ROBERTA_CLASSIFIER_MODULES)
 
 
 def draw_rows(count: int, padded: bool, seed: int = 0) -> np.ndarray:

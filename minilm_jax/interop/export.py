@@ -30,11 +30,7 @@ from minilm_jax.training import checkpoint, pretrained
 
 EXPORT_RECORD = 'export.json'  # the source and the checks of an export
 # Other libraries support only these values; a StableHLO program may have a custom encoder.
-_EXPORTABLE_VALUES = {
-  'encoder': '',
-  'projection_norm': True,
-  'segment_embeddings_for_pairs': False,
-}
+_EXPORTABLE_VALUES = {'encoder': '', 'projection_norm': True, 'segment_embeddings_for_pairs': False}
 _OTHER_WORKDIR = 'give another --workdir'
 _USE_RUN_OR_CLASSIFIER = (
   'give the work directory of minilm pretrain, or a classifier of minilm finetune '
@@ -43,33 +39,19 @@ _USE_RUN_OR_CLASSIFIER = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelRef:
-  """A reference to a stored model.
-
-  Attributes:
-    folder: The run directory or the folder of a classifier.
-    step: Step of the checkpoint of a run; None for a classifier.
-  """
-
-  folder: epath.Path
-  step: int | None
-
-
-@dataclasses.dataclass(frozen=True)
 class LoadedModel:
   """A model on the host that computes in float32.
 
   Attributes:
-    ref: The reference that the model was loaded from.
-    config: Configuration of the encoder.
-    model: The model.
-    tokenizer: The tokenizer of the model.
+    folder: The run directory or the folder of a classifier.
+    step: Step of the checkpoint of a run; None for a classifier.
     card: The card of a classifier; None for a run.
     num_steps: Number of updates of the run; 0 for a classifier.
     identity: Hash of the weights.
   """
 
-  ref: ModelRef
+  folder: epath.Path
+  step: int | None
   config: EncoderConfig
   model: MaskedLanguageModel | Classifier
   tokenizer: Tokenizer
@@ -95,7 +77,7 @@ class LoadedModel:
     """
     if self.card is None or not isinstance(self.model, Classifier):
       raise InputError(
-        f'a classifier of {self.ref.folder}',
+        f'a classifier of {self.folder}',
         'a pre-training run',
         'give a classifier of minilm finetune ... --config.save_classifiers=True',
       )
@@ -105,11 +87,11 @@ class LoadedModel:
   def describe_source(self) -> dict[str, Any]:
     """Returns the fields of every export.json."""
     fields: dict[str, Any] = {
-      'checkpoint': str(self.ref.folder),
+      'checkpoint': str(self.folder),
       'weights': self.identity,
       'parameters': count_parameters(self.model),
     }
-    return fields if self.card else fields | {'step': self.ref.step, 'updates': self.num_steps}
+    return fields if self.card else fields | {'step': self.step, 'updates': self.num_steps}
 
 
 def model_kind(folder: epath.PathLike) -> str:
@@ -138,8 +120,8 @@ def parse_ref(ref: str) -> tuple[epath.Path, int | None]:
   return (epath.Path(folder), int(step)) if step.isdecimal() else (epath.Path(ref), None)
 
 
-def resolve_model(ref: str) -> ModelRef:
-  """Returns the reference of a model from the value of `--checkpoint`.
+def resolve_model(ref: str) -> tuple[epath.Path, int | None]:
+  """Returns the folder of a model, and the step of a run, from the value of `--checkpoint`.
 
   Raises:
     InputError: The folder is missing, has no model or several models, or lacks the checkpoint.
@@ -151,7 +133,7 @@ def resolve_model(ref: str) -> ModelRef:
       raise InputError(
         f'step {step} of {folder}', 'a classifier, which has no steps', f'give {folder}'
       )
-    return ModelRef(folder, None)
+    return folder, None
   if kind == 'finetune':
     names = sorted(
       card.parent.name for card in paths.list_matches(folder, f'*/{classifier.CARD_FILE}')
@@ -164,7 +146,7 @@ def resolve_model(ref: str) -> ModelRef:
       else 'fine-tune again with --config.save_classifiers=True',
     )
   pretrained.load_single_config(folder)
-  return ModelRef(folder, resolve_checkpoint(folder, step))
+  return folder, resolve_checkpoint(folder, step)
 
 
 def resolve_checkpoint(folder: epath.PathLike, step: int | None) -> int:
@@ -186,28 +168,26 @@ def resolve_checkpoint(folder: epath.PathLike, step: int | None) -> int:
 def load_model(ref: str, as_program: bool = False) -> LoadedModel:
   """Loads a model from the value of `--checkpoint`.
 
-  Args:
-    ref: The reference, as in `resolve_model`.
-    as_program: Whether the export is a program, which may have a custom encoder.
+  An export `as_program` may have a custom encoder.
 
   Raises:
     InputError: The model is missing, damaged or not exportable: it has a custom encoder, fields
       without a counterpart in other libraries, or was imported by `minilm import`.
   """
-  place = resolve_model(ref)
-  if place.step is None:
-    config = classifier.read_card(place.folder).model
-    _check_exportable(ref, load_tokenizer(place.folder / run_dir.TOKENIZER), config, as_program)
-    saved = classifier.load_classifier(place.folder)
+  folder, step = resolve_model(ref)
+  if step is None:
+    config = classifier.read_card(folder).model
+    _check_exportable(ref, load_tokenizer(folder / run_dir.TOKENIZER), config, as_program)
+    saved = classifier.load_classifier(folder)
     model, config = _with_float32(saved.model, saved.card)
-    return LoadedModel(place, config, model, saved.tokenizer, saved.card, 0, saved.identity)
-  recipe = pretrained.load_single_config(place.folder)
-  _check_exportable(ref, pretrained.load_tokenizer(place.folder), recipe.model, as_program)
-  run = pretrained.load(place.folder, place.step, changes={'dtype': 'float32'})
+    return LoadedModel(folder, None, config, model, saved.tokenizer, saved.card, 0, saved.identity)
+  recipe = pretrained.load_single_config(folder)
+  _check_exportable(ref, pretrained.load_tokenizer(folder), recipe.model, as_program)
+  run = pretrained.load(folder, step, changes={'dtype': 'float32'})
   model = jax.tree.map(np.asarray, run.model)
   identity = pretrained.hash_weights(model)
   return LoadedModel(
-    place, run.config.model, model, run.tokenizer, None, recipe.num_steps, identity
+    folder, step, run.config.model, model, run.tokenizer, None, recipe.num_steps, identity
   )
 
 

@@ -14,7 +14,6 @@ the folder. All computations are in float32, also for a model that was trained i
 import atexit
 import contextlib
 import functools
-import importlib.util
 import os
 import pathlib
 import shutil
@@ -30,7 +29,7 @@ from jaxtyping import Int
 
 from minilm_jax.core import files, run_dir
 from minilm_jax.core.corpus_config import PAD_ID, SPECIAL_TOKENS
-from minilm_jax.core.errors import InputError
+from minilm_jax.core.errors import LIBRARY_ERRORS, InputError, require_library
 from minilm_jax.data import corpus
 from minilm_jax.evaluation import inference
 from minilm_jax.interop import export, hf_weights, model_card, tokenizer_json
@@ -62,25 +61,13 @@ _MASKED_TEXTS = (
 )
 _MAX_CORPUS_ROWS = 8  # rows of the corpus in the comparison
 _NUM_GUESSES, _BATCH_SIZE = 5, 8
-# Errors of transformers for a folder that it cannot read.
-_READ_ERRORS = (
-  OSError,
-  ValueError,
-  RuntimeError,
-  ImportError,
-  LookupError,
-  AttributeError,
-  TypeError,
-)
 _REPORT = 'report the error with the config.json of the run; the written folder was removed'
 
 
 def export_huggingface(ref: str, workdir: str) -> dict[str, Any]:
   """Writes a model into a folder for transformers, and compares the export with the model.
 
-  Args:
-    ref: A pre-training run, `run@step`, or a classifier.
-    workdir: The folder, missing or empty; a folder with the same export is not changed.
+  `workdir` is missing or empty; a folder with the same export is not changed.
 
   Returns:
     The content of `export.json`: source, class, largest `differences` of logits and answers, number
@@ -90,7 +77,8 @@ def export_huggingface(ref: str, workdir: str) -> dict[str, Any]:
     InputError: A library or the model is missing, the folder has other files, or export and model
       differ.
   """
-  _check_libraries()
+  for library in _LIBRARIES:
+    require_library(library, 'hf', 'an export to Hugging Face')
   loaded = export.load_model(ref)
   identity = {'to': 'hf', **loaded.describe_source()}
   record = export.existing_export(workdir, identity)
@@ -103,7 +91,7 @@ def export_huggingface(ref: str, workdir: str) -> dict[str, Any]:
     config_json = _write_files(loaded, folder, task)
     try:
       differences = _compare(loaded, folder, task, transformers)
-    except _READ_ERRORS as error:
+    except LIBRARY_ERRORS as error:
       raise InputError(
         f'{ref} in transformers {transformers.__version__}',
         f'{type(error).__name__}: {error}',
@@ -120,16 +108,6 @@ def export_huggingface(ref: str, workdir: str) -> dict[str, Any]:
     }
     files.write_json(folder / export.EXPORT_RECORD, record)
   return record
-
-
-def _check_libraries() -> None:
-  missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
-  if missing:
-    raise InputError(
-      'an export to Hugging Face',
-      f'{", ".join(missing)} not installed',
-      "pip install 'minilm_jax[hf]'",
-    )
 
 
 @functools.cache
@@ -177,8 +155,8 @@ def _write_files(loaded: LoadedModel, folder: pathlib.Path, task: str) -> dict[s
     source = pathlib.Path(__file__).with_name(f'{hf_weights.MODELING_MODULE}.py')
     files.write_bytes(folder / source.name, files.read_bytes(source, 'the modelling file'))
   text = model_card.build_card(
-    loaded.ref.folder,
-    loaded.ref.step,
+    loaded.folder,
+    loaded.step,
     ('library_name: transformers', f'pipeline_tag: {task}'),
     _describe_use(task, needs_code),
   )
@@ -241,7 +219,7 @@ def _read_corpus_texts(loaded: LoadedModel) -> list[str]:
   """Returns validation texts of the corpus of a run, or no text if the corpus is missing."""
   if loaded.card:
     return []
-  hashes = run_dir.read_corpus_hashes(loaded.ref.folder)
+  hashes = run_dir.read_corpus_hashes(loaded.folder)
   folder = hashes['corpus_folder']
   # The corpus may be in a bucket that cannot be reached.
   with contextlib.suppress(InputError, OSError, ImportError):

@@ -24,7 +24,7 @@ from minilm_jax.core.corpus_config import PAD_ID, SPECIAL_TOKENS, UNKNOWN_ID
 from minilm_jax.core.errors import InputError, require_library
 from minilm_jax.data import wrapped_tokenizer
 from minilm_jax.data.tokenizer import Tokenizer
-from minilm_jax.interop import hf_config, hf_weights
+from minilm_jax.interop import hf_config, hf_weights, tokenizer_json
 from minilm_jax.interop.hf_config import HfFamily
 from minilm_jax.model import flops
 from minilm_jax.model.initialization import count_parameters
@@ -258,15 +258,7 @@ def _convert_word_list(path: epath.Path, names: list[str], subject: str) -> dict
     ) from None
   vocabulary = {line.rstrip('\r'): number for number, line in enumerate(lines)}
   added = [
-    {
-      'id': vocabulary[name],
-      'content': name,
-      'single_word': False,
-      'lstrip': False,
-      'rstrip': False,
-      'normalized': False,
-      'special': True,
-    }
+    tokenizer_json.describe_special_token(name, vocabulary[name])
     for name in names
     if name in vocabulary
   ]

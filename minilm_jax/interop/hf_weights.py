@@ -152,7 +152,7 @@ FAMILIES = {
   ),
 }
 _ROBERTA = FAMILIES['roberta']
-_ROBERTA_CLASSIFIER = _ROBERTA.encoder_modules | {
+ROBERTA_CLASSIFIER_MODULES = _ROBERTA.encoder_modules | {
   'dense': 'classifier.dense',
   'output': 'classifier.out_proj',
 }
@@ -174,16 +174,6 @@ def hf_parameter_name(name: str, modules: Mapping[str, str]) -> str:
   return f'{stem}.{_PARAMETER_KINDS.get(kind, kind)}'
 
 
-def hf_names(model: Classifier | MaskedLanguageModel) -> dict[str, str]:
-  """Returns the name in RoBERTa of each parameter of a model."""
-  if isinstance(model, Classifier):
-    modules = _ROBERTA_CLASSIFIER
-  else:
-    modules = _ROBERTA.mlm_modules | {'output_bias': _ROBERTA.bias}
-  names = [path_name(path) for path, _ in jax.tree.leaves_with_path(model)]
-  return {name: hf_parameter_name(name, modules) for name in names}
-
-
 def rename_parameters(family: Family, weights: Mapping[str, np.ndarray]) -> Weights:
   """Returns weights by the names that current models with a head have.
 
@@ -201,47 +191,6 @@ def rename_parameters(family: Family, weights: Mapping[str, np.ndarray]) -> Weig
     prefix + re.sub('gamma$|beta$', lambda match: _OLD_SUFFIXES[match[0]], name): weight
     for name, weight in weights.items()
   }
-
-
-def classifier_from_roberta(
-  weights: Mapping[str, np.ndarray], config: EncoderConfig, head: HeadConfig, classes: int
-) -> Classifier:
-  """Returns a classifier with the weights of a `RobertaForSequenceClassification`.
-
-  Args:
-    weights: Weights of RoBERTa by name, of any floating type. Matrices are `[out, in]`; the table
-      of positions has `length + 2` rows.
-    config: Configuration with the sizes of the weights; `segments` is `type_vocab_size`, which is 1
-      for RoBERTa.
-    head: The head of RoBERTa: pooling 'first' and `ensemble_size=1`.
-    classes: `num_labels`, or 0 for a regression, which has one label in RoBERTa.
-
-  Raises:
-    InputError: RoBERTa has another configuration or head; weights are missing, unexpected, or of
-      another shape.
-  """
-  _check_roberta(config)
-  for field, value in _ROBERTA_HEAD_FIELDS.items():
-    if getattr(head, field) != value:
-      raise InputError(
-        'the head of RoBERTa',
-        f'head.{field}={getattr(head, field)!r}',
-        f'give head.{field}={value!r}',
-      )
-  shapes = jax.eval_shape(lambda: heads.init_classifier(config, head, classes, jax.random.key(0)))
-  return _load_into(shapes, weights, _ROBERTA_CLASSIFIER)
-
-
-def masked_language_model_from_roberta(
-  weights: Mapping[str, np.ndarray], config: EncoderConfig
-) -> MaskedLanguageModel:
-  """Returns a masked language model with the weights of a `RobertaForMaskedLM`.
-
-  Raises:
-    InputError: See `classifier_from_roberta` and `load_masked_language_model`.
-  """
-  _check_roberta(config)
-  return load_masked_language_model(_ROBERTA, weights, config)
 
 
 def load_masked_language_model(
@@ -262,7 +211,7 @@ def load_masked_language_model(
     bias = decoder_bias if decoder_bias in weights else family.bias
     unread = {family.bias} - {bias}
     read = {name: weight for name, weight in weights.items() if name not in unread}
-    return _load_into(shapes, read, family.mlm_modules | {'output.bias': bias})
+    return load_weights(shapes, read, family.mlm_modules | {'output.bias': bias})
   bias = family.bias if family.bias in weights else decoder_bias
   duplicates = {decoder: family.table, decoder_bias: bias}
   if decoder_bias == bias:
@@ -273,7 +222,7 @@ def load_masked_language_model(
         'a tied output (tied=True)', f'{name} is not equal to {first}', 'give tied=False'
       )
   read = {name: weight for name, weight in weights.items() if name not in duplicates}
-  return _load_into(shapes, read, family.mlm_modules | {'output_bias': bias})
+  return load_weights(shapes, read, family.mlm_modules | {'output_bias': bias})
 
 
 def load_encoder(
@@ -287,11 +236,20 @@ def load_encoder(
   shapes = jax.eval_shape(
     lambda: heads.init_masked_language_model(config, jax.random.key(0)).encoder
   )
-  return _load_into({'encoder': shapes}, weights, family.encoder_modules)
+  return load_weights({'encoder': shapes}, weights, family.encoder_modules)
 
 
-def _load_into(shapes: M, weights: Mapping[str, np.ndarray], modules: Mapping[str, str]) -> M:
-  """Returns a model with the given weights; every weight must be used exactly once."""
+def load_weights(shapes: M, weights: Mapping[str, np.ndarray], modules: Mapping[str, str]) -> M:
+  """Returns a model with the given weights; every weight must be used exactly once.
+
+  Args:
+    shapes: Model of `jax.ShapeDtypeStruct`, of which the parameters have other axes than PyTorch.
+    weights: Weights of transformers by name, of any floating type. Matrices are `[out, in]`.
+    modules: Modules of the model in minilm_jax and in transformers.
+
+  Raises:
+    InputError: Weights are missing, unexpected, of another shape, or not finite.
+  """
   shapes_by_name = {path_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
   expected = {
     hf_parameter_name(name, modules): shape[::-1] if name.endswith('.kernel') else shape
@@ -342,38 +300,18 @@ def _format_names(names: list[str]) -> str:
   return ', '.join(names[:_MAX_LISTED_NAMES]) + more
 
 
-def _check_roberta(config: EncoderConfig) -> None:
-  for field in unsupported_fields(config):
-    raise InputError(
-      'weights of a RoBERTa',
-      f'model.{field}={getattr(config, field)!r}',
-      f'give model.{field}={_ROBERTA_FIELDS[field]!r}',
-    )
-
-
-def unsupported_fields(config: EncoderConfig) -> list[str]:
-  """Returns the fields of an encoder with another value than RoBERTa has."""
-  return [field for field, value in _ROBERTA_FIELDS.items() if getattr(config, field) != value]
-
-
 def roberta_differences(config: EncoderConfig, head: HeadConfig | None) -> list[str]:
   """Returns the fields in which a model differs from RoBERTa, as `field=value`.
 
-  Args:
-    head: Configuration of the head of a classifier. None for a masked language model, for which
-      RoBERTa has a fixed activation.
+  A masked language model has no `head`, and RoBERTa gives it a fixed activation.
   """
-  fields = unsupported_fields(config)
-  if head is None:
-    fields += ['activation'] * (config.activation != 'gelu')
-  differences = [f'model.{field}={getattr(config, field)!r}' for field in fields]
-  if head is not None:
-    differences += [
-      f'head.{field}={getattr(head, field)!r}'
-      for field, value in _ROBERTA_HEAD_FIELDS.items()
-      if getattr(head, field) != value
-    ]
-  return differences
+  fields = _ROBERTA_FIELDS if head else {**_ROBERTA_FIELDS, 'activation': 'gelu'}
+  return [
+    f'{group}.{field}={getattr(part, field)!r}'
+    for group, part, expected in (('model', config, fields), ('head', head, _ROBERTA_HEAD_FIELDS))
+    for field, value in expected.items()
+    if part is not None and getattr(part, field) != value
+  ]
 
 
 def export_weights(
@@ -384,9 +322,7 @@ def export_weights(
 ) -> tuple[Weights, dict[str, Any]]:
   """Returns weights by name, in float32, and the content of config.json.
 
-  Args:
-    head: Configuration of the head of a classifier; None for a masked language model.
-    labels: Labels in the order of the outputs; empty for a regression.
+  Only classifiers have a `head`; `labels` are in the order of the outputs, empty for a regression.
   """
   kind = 'SequenceClassification' if isinstance(model, Classifier) else 'MaskedLM'
   if roberta_differences(config, head):
@@ -427,8 +363,11 @@ def _transpose_parameters(model: Any) -> Weights:
 def _build_roberta_weights(
   model: MaskedLanguageModel | Classifier, config: EncoderConfig
 ) -> Weights:
-  names = hf_names(model)
-  weights = {names[name]: array for name, array in _transpose_parameters(model).items()}
+  modules = _ROBERTA.mlm_modules | {'output_bias': _ROBERTA.bias}
+  if isinstance(model, Classifier):
+    modules = ROBERTA_CLASSIFIER_MODULES
+  parameters = _transpose_parameters(model)
+  weights = {hf_parameter_name(name, modules): array for name, array in parameters.items()}
   if not config.segments:  # RoBERTa always adds a segment
     segments = f'{_ROBERTA.encoder_modules["encoder.embedding.segments"]}.weight'
     weights[segments] = np.zeros((1, config.embedding_size), np.float32)

@@ -20,6 +20,7 @@ Tokenizers that normalize text, and tokenizers other than BPE and unigram, are r
 """
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -113,18 +114,6 @@ def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     InputError: `tokenizers` has no equal tokenizer.
   """
   model = _read_model(tokenizer.model)
-  special = [
-    {
-      'id': number,
-      'content': piece,
-      'single_word': False,
-      'lstrip': False,
-      'rstrip': False,
-      'normalized': False,
-      'special': True,
-    }
-    for number, piece in enumerate(SPECIAL_TOKENS)
-  ]
   decoders = [
     _replace({'String': SPACE_MARK}, ' '),
     {'type': 'ByteFallback'},
@@ -136,13 +125,19 @@ def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     'version': '1.0',
     'truncation': None,
     'padding': None,
-    'added_tokens': special,
+    'added_tokens': list(map(describe_special_token, SPECIAL_TOKENS, itertools.count())),
     'normalizer': _build_normalizer(),
     'pre_tokenizer': _build_pre_tokenizer(model),
     'post_processor': _build_post_processor(),
     'decoder': {'type': 'Sequence', 'decoders': decoders},
     'model': _build_bpe(model) if model.kind == _BPE else _build_unigram(model),
   }
+
+
+def describe_special_token(piece: str, number: int) -> dict[str, Any]:
+  """Returns an entry of `added_tokens`."""
+  flags = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
+  return {'id': number, 'content': piece, **flags, 'special': True}
 
 
 def _build_normalizer() -> dict[str, Any]:

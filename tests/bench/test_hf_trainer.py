@@ -10,11 +10,11 @@ import pytest
 
 from minilm_jax.bench import competitors, trainer_task
 from minilm_jax.core.errors import InputError
-from minilm_jax.core.model_config import EncoderConfig, HeadConfig
+from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data import tokenizer
-from minilm_jax.interop import hf_weights
 from minilm_jax.tasks import finetune_step
 from tests import fast_jit
+from tests.roberta_config import load_classifier
 
 SHAPE = EncoderConfig(
   encoder='',
@@ -97,12 +97,8 @@ def test_model_and_loss_equal_ours(classes: int, hf_trainer):
     model, *hf_trainer.prepare_examples(ROWS, labels, classes, 'longest')
   )
   config = dataclasses.replace(SHAPE, embedding_size=SHAPE.hidden_size, projection=False)
-  ours = hf_weights.classifier_from_roberta(
-    {name: w.numpy() for name, w in model.state_dict().items()},
-    config,
-    HeadConfig(pooling='first', dropout=0.0, ensemble_size=1),
-    classes,
-  )
+  weights = {name: w.numpy() for name, w in model.state_dict().items()}
+  ours = load_classifier(weights, config, classes)
   kind = 'classification' if classes else 'regression'
   rows, labels = jnp.asarray(ROWS), jnp.asarray(labels, jnp.int32 if classes else jnp.float32)
   expected = (

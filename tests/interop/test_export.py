@@ -32,7 +32,7 @@ def models(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) 
 
 def test_a_reference_to_a_run_is_the_latest_checkpoint_or_a_given_step(tiny_run: pathlib.Path):
   last, first = export.load_model(str(tiny_run)), export.load_model(f'{tiny_run}@4')
-  assert (last.ref.step, first.ref.step, last.num_steps, last.card) == (8, 4, 8, None)
+  assert (last.step, first.step, last.num_steps, last.card) == (8, 4, 8, None)
   assert last.identity != first.identity and last.length == last.config.max_length == 64
   model = pretrained.load(tiny_run).model
   jax.tree.map(np.testing.assert_array_equal, last.model, model)
@@ -40,7 +40,7 @@ def test_a_reference_to_a_run_is_the_latest_checkpoint_or_a_given_step(tiny_run:
 
 def test_a_classifier_is_loaded(models: pathlib.Path):
   result = export.load_model(str(models / 'tuned' / 'classifier-0'))
-  assert result.ref.step is None and result.card.task == 'own' and result.length == 24
+  assert result.step is None and result.card.task == 'own' and result.length == 24
   assert (
     result.describe_source()['weights'] == result.identity
     and 'step' not in result.describe_source()

@@ -1,6 +1,7 @@
 """Weights convert to transformers and back without change, with equal logits and losses."""
 
 import dataclasses
+import functools
 import re
 from typing import Any
 
@@ -21,9 +22,14 @@ from minilm_jax.model.initialization import path_name
 from minilm_jax.tasks import finetune_step
 from minilm_jax.training import optimizer
 from tests import fast_jit
-from tests.roberta_config import CLASSES, HEAD, SMALL, draw_rows
+from tests.roberta_config import CLASSES, HEAD, SMALL, draw_rows, load_classifier
 
 LABELS = ('a', 'b', 'c')
+
+
+load_masked_language_model = functools.partial(
+  hf_weights.load_masked_language_model, hf_weights.FAMILIES['roberta']
+)
 
 
 def leaves(model: Any) -> dict[str, np.ndarray]:
@@ -35,11 +41,7 @@ def test_an_exported_masked_language_model_imports_unchanged(tied: bool):
   config = dataclasses.replace(SMALL, tied=tied)
   model = heads.init_masked_language_model(config, jax.random.key(0))
   weights, config_json = hf_weights.export_weights(model, config, None, ())
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    hf_weights.masked_language_model_from_roberta(weights, config),
-    model,
-  )
+  jax.tree.map(np.testing.assert_array_equal, load_masked_language_model(weights, config), model)
   assert config_json['architectures'] == ['RobertaForMaskedLM']
   assert config_json['tie_word_embeddings'] is tied and 'auto_map' not in config_json
   assert config_json['max_position_embeddings'] == SMALL.max_length + 2
@@ -48,11 +50,7 @@ def test_an_exported_masked_language_model_imports_unchanged(tied: bool):
 def test_an_exported_classifier_imports_unchanged():
   model = heads.init_classifier(SMALL, HEAD, CLASSES, jax.random.key(0))
   weights, config_json = hf_weights.export_weights(model, SMALL, HEAD, LABELS)
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    hf_weights.classifier_from_roberta(weights, SMALL, HEAD, CLASSES),
-    model,
-  )
+  jax.tree.map(np.testing.assert_array_equal, load_classifier(weights), model)
   assert config_json['id2label'] == {'0': 'a', '1': 'b', '2': 'c'}
   assert config_json['label2id'] == {'a': 0, 'b': 1, 'c': 2}
 
@@ -161,7 +159,7 @@ def compute_hf_logits(model: Any, rows: np.ndarray) -> np.ndarray:
 def test_an_imported_classifier_has_equal_logits(padded: bool, transformers):
   hf_model = make_roberta(transformers, 'RobertaForSequenceClassification')
   rows = draw_rows(6, padded)
-  model = hf_weights.classifier_from_roberta(to_arrays(hf_model), SMALL, HEAD, CLASSES)
+  model = load_classifier(to_arrays(hf_model))
   result = fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(model, rows)
   np.testing.assert_allclose(result, compute_hf_logits(hf_model, rows), atol=1e-5)
 
@@ -169,7 +167,7 @@ def test_an_imported_classifier_has_equal_logits(padded: bool, transformers):
 def test_an_imported_regression_has_equal_values(transformers):
   hf_model = make_roberta(transformers, 'RobertaForSequenceClassification', num_labels=1)
   rows = draw_rows(4, padded=True)
-  model = hf_weights.classifier_from_roberta(to_arrays(hf_model), SMALL, HEAD, 0)
+  model = load_classifier(to_arrays(hf_model), classes=0)
   assert isinstance(model, heads.Regressor)
   result = fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(model, rows)
   np.testing.assert_allclose(result, compute_hf_logits(hf_model, rows), atol=1e-5)
@@ -180,9 +178,7 @@ def test_an_imported_regression_has_equal_values(transformers):
 def test_an_imported_masked_language_model_has_equal_logits(padded: bool, tied: bool, transformers):
   hf_model = make_roberta(transformers, 'RobertaForMaskedLM', tie_word_embeddings=tied)
   rows = draw_rows(4, padded)
-  model = hf_weights.masked_language_model_from_roberta(
-    to_arrays(hf_model), dataclasses.replace(SMALL, tied=tied)
-  )
+  model = load_masked_language_model(to_arrays(hf_model), dataclasses.replace(SMALL, tied=tied))
   positions = jnp.broadcast_to(jnp.arange(SMALL.max_length), rows.shape)
   result = np.asarray(
     fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID, positions))(model, rows)
@@ -205,7 +201,7 @@ def test_fine_tuning_has_equal_losses(transformers):
   )
   labels = rows[:, :, 1] % CLASSES
   hf_model = make_roberta(transformers, 'RobertaForSequenceClassification')
-  model = hf_weights.classifier_from_roberta(to_arrays(hf_model), SMALL, HEAD, CLASSES)
+  model = load_classifier(to_arrays(hf_model))
 
   expected, norms = [], []
   parameters = list(hf_model.train().parameters())
@@ -270,7 +266,7 @@ def weights() -> dict[str, np.ndarray]:
   model = jax.eval_shape(
     lambda: heads.init_classifier(SMALL, HEAD, CLASSES, rng.make_key(0, rng.Stream.HEAD))
   )
-  return draw_weights(model, hf_weights._ROBERTA_CLASSIFIER)
+  return draw_weights(model, hf_weights.ROBERTA_CLASSIFIER_MODULES)
 
 
 @pytest.fixture(scope='module')
@@ -280,17 +276,14 @@ def tied_weights() -> dict[str, np.ndarray]:
       dataclasses.replace(SMALL, tied=True), rng.make_key(0, rng.Stream.INIT)
     )
   )
-  return draw_weights(model, hf_weights._ROBERTA.mlm_modules | {'output_bias': 'lm_head.bias'})
+  return draw_weights(
+    model, hf_weights.FAMILIES['roberta'].mlm_modules | {'output_bias': 'lm_head.bias'}
+  )
 
 
 def test_every_parameter_has_a_separate_weight(weights: dict[str, np.ndarray]):
   """Doubled weights give doubled parameters, and no two parameters share a weight."""
-  once, twice = (
-    hf_weights.classifier_from_roberta(
-      {name: f * w for name, w in weights.items()}, SMALL, HEAD, CLASSES
-    )
-    for f in (1, 2)
-  )
+  once, twice = (load_classifier({name: f * w for name, w in weights.items()}) for f in (1, 2))
   leaves = jax.tree.leaves(once)
   assert len(leaves) == len(weights) and sum(map(jnp.size, leaves)) == sum(
     w.size for w in weights.values()
@@ -302,7 +295,7 @@ def test_every_parameter_has_a_separate_weight(weights: dict[str, np.ndarray]):
 
 def test_parameters_are_copies_of_the_weights(weights: dict[str, np.ndarray]):
   copies = {name: w.copy() for name, w in weights.items()}
-  model = hf_weights.classifier_from_roberta(copies, SMALL, HEAD, CLASSES)
+  model = load_classifier(copies)
   before = [np.array(leaf) for leaf in jax.tree.leaves(model)]
   for w in copies.values():
     w[:] = 0
@@ -313,7 +306,7 @@ def test_parameters_are_copies_of_the_weights(weights: dict[str, np.ndarray]):
 def test_buffers_and_narrow_types_are_accepted(weights: dict[str, np.ndarray]):
   narrow = {name: w.astype(jnp.bfloat16) for name, w in weights.items()}
   narrow['roberta.embeddings.position_ids'] = np.arange(14)[None]
-  model = hf_weights.classifier_from_roberta(narrow, SMALL, HEAD, CLASSES)
+  model = load_classifier(narrow)
   assert {leaf.dtype for leaf in jax.tree.leaves(model)} == {jnp.dtype('float32')}
 
 
@@ -338,44 +331,32 @@ def test_weights_that_do_not_fit_are_named(
 ):
   changed = {name: w for name, w in (weights | changes).items() if w is not None}
   with pytest.raises(InputError) as error:
-    hf_weights.classifier_from_roberta(changed, SMALL, HEAD, CLASSES)
+    load_classifier(changed)
   assert re.search(value, error.value.found)
 
 
 @pytest.mark.parametrize(
   'changes, value',
   [
-    ({'norm': 'pre'}, "model.norm='post'"),
-    ({'projection': True}, 'model.projection=False'),
-    ({'positions': 'rotary'}, "model.positions='learned'"),
     ({'num_layers': 1}, 'roberta.encoder.layer.1.* 12 '),
     ({'num_layers': 3}, 'roberta.encoder.layer.2.* 12 '),
     ({'segments': 0}, 'roberta.embeddings.token_type_embeddings.weight'),
     ({'max_length': 14}, 'max_position_embeddings - 2'),
+    ({'vocab_size': 61}, r'word_embeddings.weight \(60, 16\), not \(61, 16\)'),
   ],
 )
 def test_another_configuration_is_refused(
   changes: dict, value: str, weights: dict[str, np.ndarray]
 ):
   with pytest.raises(InputError, match=value):
-    hf_weights.classifier_from_roberta(
-      weights, dataclasses.replace(SMALL, **changes), HEAD, CLASSES
-    )
+    load_classifier(weights, dataclasses.replace(SMALL, **changes))
 
 
 def test_another_head_is_refused(weights: dict[str, np.ndarray]):
-  with pytest.raises(InputError, match="head.pooling='mean'"):
-    hf_weights.classifier_from_roberta(
-      weights, SMALL, HeadConfig(pooling='mean', dropout=0.0, ensemble_size=1), CLASSES
-    )
-  with pytest.raises(InputError, match='head.ensemble_size=2'):
-    hf_weights.classifier_from_roberta(
-      weights, SMALL, HeadConfig(pooling='first', dropout=0.0, ensemble_size=2), CLASSES
-    )
   with pytest.raises(InputError, match=r'classifier.out_proj.weight \(3, 16\), not \(2, 16\)'):
-    hf_weights.classifier_from_roberta(weights, SMALL, HEAD, 2)
+    load_classifier(weights, classes=2)
   with pytest.raises(InputError, match='classifier'):
-    hf_weights.masked_language_model_from_roberta(weights, SMALL)
+    load_masked_language_model(weights, SMALL)
 
 
 def test_tied_weights_may_have_one_or_two_names(tied_weights: dict[str, np.ndarray]):
@@ -388,14 +369,13 @@ def test_tied_weights_may_have_one_or_two_names(tied_weights: dict[str, np.ndarr
     'lm_head.decoder.bias': bias
   }
   once, twice, renamed = (
-    hf_weights.masked_language_model_from_roberta(w, tied)
-    for w in (tied_weights, tied_weights | duplicates, changed)
+    load_masked_language_model(w, tied) for w in (tied_weights, tied_weights | duplicates, changed)
   )
   jax.tree.map(np.testing.assert_array_equal, once, twice)
   jax.tree.map(np.testing.assert_array_equal, once, renamed)
   for name, value in duplicates.items():
     changed = tied_weights | duplicates | {name: value + 1}
     with pytest.raises(InputError, match=f'{name} .*\n.*tied=False'):
-      hf_weights.masked_language_model_from_roberta(changed, tied)
+      load_masked_language_model(changed, tied)
   with pytest.raises(InputError, match='lm_head.decoder'):
-    hf_weights.masked_language_model_from_roberta(tied_weights, SMALL)
+    load_masked_language_model(tied_weights, SMALL)
