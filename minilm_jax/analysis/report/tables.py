@@ -19,8 +19,10 @@ from minilm_jax.analysis.scores import (
   format_points,
   select_main,
   select_phenomena,
+  subtract_by_seed,
 )
 from minilm_jax.core.progress import format_duration
+from minilm_jax.tasks.metrics import smallest_detectable_effect
 
 MAX_SCORE_ANSWERS = 9  # above, one answer summarizes all tasks and checkpoints
 # Figures: the beginning of their names, the title of their section, their caption.
@@ -92,8 +94,14 @@ def _answer_score(row: ScoreRow) -> Answer:
   if not math.isfinite(difference.low):
     return Answer(question, 'undecided', f'{number} points ({n}, no interval)', [arms])
   verdict = 'yes' if difference.low > 0 else 'no, lower' if difference.high < 0 else 'undecided'
-  method = 'paired by seed' if difference.paired else 'Welch’s'
-  return Answer(question, verdict, f'{number} ({n})', [f'The interval is {method}. {arms}'])
+  if not difference.paired:
+    return Answer(question, verdict, f'{number} ({n})', [f'The interval is Welch’s. {arms}'])
+  by_seed = subtract_by_seed(row.pretrained.by_seed, row.scratch.by_seed)
+  effect = smallest_detectable_effect(list(by_seed.values()))
+  power = f'These seeds find an effect of {format_points(effect)} points with a power of 80%.'
+  return Answer(
+    question, verdict, f'{number} ({n})', [f'The interval is paired by seed. {arms}', power]
+  )
 
 
 def answer_runs(runs: Sequence[RunRow]) -> Iterator[Answer]:

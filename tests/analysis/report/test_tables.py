@@ -79,6 +79,10 @@ def test_answers_follow_the_interval(
   )
   (answer,) = tables.answer_scores(rows)
   assert (answer.verdict, answer.number) == (verdict, number)
+  # (t_0.975 + t_0.8) s / sqrt(3) of the differences 0.1, 0.09 and 0.11, with 2 degrees of freedom.
+  assert any('3.1 points' in note for note in answer.notes) == (
+    len(pretrained) == len(scratch) == 3
+  )
 
 
 def test_many_scores_have_one_answer():
