@@ -5,7 +5,7 @@ import collections
 import numpy as np
 
 from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, PAD_ID
-from minilm_jax.data import ngrams
+from minilm_jax.evaluation import ngrams
 
 VOCABULARY = 30
 CANDIDATES = np.setdiff1d(np.arange(VOCABULARY), ngrams.UNPREDICTED_IDS)

@@ -18,7 +18,7 @@ import pytest
 from configs import paper1
 from minilm_jax.bench import gpus, hlo
 from minilm_jax.core import recipe
-from minilm_jax.data.corpus import Corpus
+from minilm_jax.data.rows import Corpus
 from minilm_jax.model import flops
 from minilm_jax.model.heads import init_masked_language_model
 from minilm_jax.training import program, sharding

@@ -13,7 +13,7 @@ import pytest
 from configs import base, tiny
 from minilm_jax.core import recipe
 from minilm_jax.core.errors import InputError
-from minilm_jax.data.corpus import Corpus
+from minilm_jax.data.rows import Corpus
 from minilm_jax.training import batches, program
 from tests.tiny_config import make_run_config
 

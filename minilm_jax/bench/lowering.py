@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from minilm_jax.core import run_dir
 from minilm_jax.core.config import FinetuneConfig, RunConfig
 from minilm_jax.core.model_config import HeadConfig
-from minilm_jax.data.corpus import Corpus
+from minilm_jax.data.rows import Corpus
 from minilm_jax.model.heads import init_classifier
 from minilm_jax.tasks import classifier, finetune_step
 from minilm_jax.tasks.task_data import TaskRows

@@ -29,7 +29,7 @@ from minilm_jax.bench import gpus, hlo, lowering, tpus
 from minilm_jax.core import backend, progress
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError, suggest_name
-from minilm_jax.data.corpus import Corpus
+from minilm_jax.data.rows import Corpus
 from minilm_jax.model.flops import flops_per_row
 
 _MIB = 1 << 20

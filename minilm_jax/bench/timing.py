@@ -24,7 +24,7 @@ from minilm_jax.core import backend, progress, signals
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import tokenizer
-from minilm_jax.data.corpus import Corpus
+from minilm_jax.data.rows import Corpus
 from minilm_jax.training import program, sharding
 
 MIN_VOCAB_SIZE = len(tokenizer.SPECIAL_TOKENS) + 1

@@ -241,3 +241,14 @@ def _has_type(value: Any, form: str) -> bool:
   if form == NUMBER:
     return isinstance(value, float) or isinstance(value, int) and abs(value) < _NUMBER_LIMIT
   return isinstance(value, int) and 0 <= value < _COUNT_LIMIT
+
+
+def to_json_types(value: Any) -> Any:
+  """Returns a value in the types of JSON, with None for NaN and infinity."""
+  if isinstance(value, Mapping):
+    return {name: to_json_types(inner) for name, inner in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [to_json_types(inner) for inner in value]
+  if hasattr(value, 'item'):
+    value = value.item()
+  return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import IO, Any, TypeVar
 from etils import epath
 
 from minilm_jax.core import distributed, old_names
-from minilm_jax.core.errors import InputError, Schema, find_schema_fault
+from minilm_jax.core.errors import InputError, Schema, find_schema_fault, to_json_types
 
 # The largest useful file is the training file of FewRel, 57 MB. Parsed JSON can take twenty times
 # the size of its file in memory.
@@ -155,17 +154,6 @@ def write_json(path: epath.PathLike, value: Any) -> None:
 def format_json_line(record: Mapping[str, Any]) -> str:
   """Returns a record as a line of JSON."""
   return json.dumps(to_json_types(record), ensure_ascii=False) + '\n'
-
-
-def to_json_types(value: Any) -> Any:
-  """Returns a value in the types of JSON, with None for NaN and infinity."""
-  if isinstance(value, Mapping):
-    return {name: to_json_types(inner) for name, inner in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [to_json_types(inner) for inner in value]
-  if hasattr(value, 'item'):
-    value = value.item()
-  return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: epath.PathLike, subject: str) -> Any:

@@ -19,7 +19,8 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 from rich import table as rich_table
 
-from minilm_jax.core import distributed, files
+from minilm_jax.core import distributed
+from minilm_jax.core.errors import to_json_types
 
 Update = Callable[..., None]  # update(done, note='')
 _LINE_INTERVAL_SECONDS = 10.0
@@ -46,7 +47,7 @@ def print_result(
   """Prints a result on standard output of process 0: a mapping as JSON, or tables."""
   if distributed.is_primary():
     if isinstance(result, Mapping):
-      print(json.dumps(files.to_json_types(result), indent=indent))
+      print(json.dumps(to_json_types(result), indent=indent))
     else:
       print_table(result)
 

@@ -15,7 +15,7 @@ from rich import table as rich_table
 from minilm_jax.core import distributed, files, lock, progress, run_dir
 from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID
 from minilm_jax.core.errors import InputError
-from minilm_jax.data.corpus import Corpus
+from minilm_jax.data.rows import Corpus
 from minilm_jax.evaluation import evaluate
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.tasks import suite

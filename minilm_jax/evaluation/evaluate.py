@@ -10,7 +10,8 @@ from etils import epath
 from minilm_jax.core import corpus_config, run_dir
 from minilm_jax.core.config import MeshConfig
 from minilm_jax.core.errors import InputError, suggest_name
-from minilm_jax.data.corpus import Corpus, load_split, read_manifest
+from minilm_jax.data.corpus import load_split, read_manifest
+from minilm_jax.data.rows import Corpus
 from minilm_jax.evaluation import likelihood
 from minilm_jax.training import pretrained, program, sharding
 

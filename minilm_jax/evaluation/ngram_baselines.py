@@ -31,7 +31,6 @@ from minilm_jax.core import files, lock, progress, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.corpus_config import MASK_ID
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import ngrams
 from minilm_jax.data.corpus import (
   TRAIN_SPLIT,
   Corpus,
@@ -40,6 +39,7 @@ from minilm_jax.data.corpus import (
   measure_subset,
   select_rows,
 )
+from minilm_jax.evaluation import ngrams
 from minilm_jax.training import masking, run_setup, train_step
 
 BASELINE_KIND = 'baselines'

@@ -22,7 +22,7 @@ from minilm_jax.core import rng
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.corpus_config import PAD_ID
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
-from minilm_jax.data import corpus
+from minilm_jax.data.rows import select_batch_rows
 from minilm_jax.model import cross_entropy
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.heads import Classifier, init_classifier
@@ -266,7 +266,7 @@ def finetune_step(
 ) -> tuple[MemberState, Float[Array, '']]:
   """Returns a member after one update on one batch, and the mean loss of the batch."""
   state, size = member.state, config.batch_size
-  indices, _ = corpus.select_batch_rows(state.seed, state.step, size, shape.examples)
+  indices, _ = select_batch_rows(state.seed, state.step, size, shape.examples)
   key = rng.make_batch_keys(state.seed, rng.Stream.DROPOUT, state.step, jnp.arange(size))
   loss, gradient = sum_gradients(state.model, train, indices, key, shape)
   loss, gradient = loss / size, optimizer.mean_gradient(gradient, size, 1)

@@ -18,7 +18,7 @@ from etils import epath
 from minilm_jax.core import backend, progress, rng
 from minilm_jax.core.config import RunConfig
 from minilm_jax.data import corpus
-from minilm_jax.data.corpus import BatchWindow, Corpus
+from minilm_jax.data.rows import BatchWindow, Corpus, select_batch_rows
 from minilm_jax.training import population, sharding
 from minilm_jax.training.program import TrainProgram
 
@@ -77,7 +77,7 @@ class FileSource:
     batch_size, count = self._config.batch_size, self._count
 
     def batch(seed: rng.Counter, step: rng.Counter) -> jax.Array:
-      return corpus.select_batch_rows(seed, step, batch_size, count)[0]
+      return select_batch_rows(seed, step, batch_size, count)[0]
 
     @jax.jit
     def order(first: Any) -> jax.Array:

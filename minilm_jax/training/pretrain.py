@@ -15,7 +15,7 @@ from etils import epath
 
 from minilm_jax.core import distributed, progress, signals
 from minilm_jax.core.config import EvaluationConfig, RunConfig
-from minilm_jax.data.corpus import Corpus
+from minilm_jax.data.rows import Corpus
 from minilm_jax.training import population, train_step
 from minilm_jax.training.program import Rows, TrainProgram, compile_chunk, step_count
 from minilm_jax.training.train_step import NonFinite, TrainState

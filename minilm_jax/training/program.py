@@ -19,7 +19,7 @@ from jaxtyping import Array, Int
 from minilm_jax.core import backend, distributed, progress
 from minilm_jax.core.config import EvaluationConfig, RunConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.data.corpus import BatchWindow, Corpus
+from minilm_jax.data.rows import BatchWindow, Corpus
 from minilm_jax.model.heads import MaskedLanguageModel
 from minilm_jax.training import optimizer, population, sharding, train_step
 from minilm_jax.training.population import MemberSettings

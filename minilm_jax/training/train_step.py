@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int, UInt32
 
 from minilm_jax.core import rng
 from minilm_jax.core.config import RunConfig
-from minilm_jax.data.corpus import BatchWindow, Corpus, select_batch_rows
+from minilm_jax.data.rows import BatchWindow, Corpus, select_batch_rows
 from minilm_jax.model import cross_entropy
 from minilm_jax.model.heads import MaskedLanguageModel, init_masked_language_model
 from minilm_jax.model.initialization import path_name

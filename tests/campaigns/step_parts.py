@@ -27,7 +27,7 @@ import optax
 from minilm_jax.bench import machine, timing
 from minilm_jax.core import backend, recipe, rng
 from minilm_jax.core.config import RunConfig
-from minilm_jax.data.corpus import select_batch_rows
+from minilm_jax.data.rows import select_batch_rows
 from minilm_jax.model import cross_entropy, flops
 from minilm_jax.training import masking, optimizer, population, program, train_step
 

@@ -19,8 +19,8 @@ from minilm_jax.core import files, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import corpus, ngrams
-from minilm_jax.evaluation import ngram_baselines
+from minilm_jax.data import corpus
+from minilm_jax.evaluation import ngram_baselines, ngrams
 from minilm_jax.model.heads import init_masked_language_model
 from minilm_jax.training import train_step
 from tests import fast_jit

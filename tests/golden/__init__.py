@@ -15,7 +15,7 @@ from configs import tiny
 from minilm_jax.core import recipe
 from minilm_jax.core.config import MeshConfig
 from minilm_jax.data import tokenizer
-from minilm_jax.data.corpus import Corpus
+from minilm_jax.data.rows import Corpus
 from minilm_jax.training import checkpoint, population, sharding, train_step
 from tests import fast_jit
 

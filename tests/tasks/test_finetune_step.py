@@ -13,7 +13,8 @@ import pytest
 from minilm_jax.core import rng
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.model_config import EncoderConfig
-from minilm_jax.data import corpus, tokenizer
+from minilm_jax.data import tokenizer
+from minilm_jax.data.rows import select_batch_rows
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.heads import init_classifier
 from minilm_jax.tasks import finetune, finetune_step, task_data
@@ -243,7 +244,7 @@ def test_rows_are_cut_to_the_shortest_length_that_fits(rows: TaskRows):
 
 
 def test_each_seed_reads_every_example_once_an_epoch_in_another_order():
-  picked = jax.jit(lambda seed, step: corpus.select_batch_rows(seed, step, 16, ROWS)[0])
+  picked = jax.jit(lambda seed, step: select_batch_rows(seed, step, 16, ROWS)[0])
   orders = [
     tuple(int(i) for step in range(3) for i in picked(seed, 3 * epoch + step))
     for seed in (0, 1)
@@ -279,7 +280,7 @@ def test_an_update_returns_the_mean_loss_of_the_batch(
     finetune_step.replicate_arrays(rows, program),
     jnp.int32(1),
   )
-  picked, _ = corpus.select_batch_rows(before.seed, before.step, 16, ROWS)
+  picked, _ = select_batch_rows(before.seed, before.step, 16, ROWS)
   batch = jax.tree.map(lambda x: jnp.asarray(x)[picked], rows)
   expected = jit(lambda: sum_losses(before.model, batch, 'classification'))()
   assert float(losses[0]) == pytest.approx(float(expected) / 16, rel=1e-5)

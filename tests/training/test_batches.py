@@ -10,6 +10,7 @@ import pytest
 
 from minilm_jax.core import run_dir
 from minilm_jax.data import corpus
+from minilm_jax.data.rows import select_batch_rows
 from minilm_jax.training import batches, checkpoint, run
 from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_program
@@ -40,7 +41,7 @@ def test_both_sources_give_the_same_batches(members: int, tiny_corpus: pathlib.P
     tokens = np.asarray(window.tokens).reshape(members, 2, 16, -1)
     for member in range(members):
       for step in (done, done + 1):
-        row, _ = corpus.select_batch_rows(member, step, 16, resident_rows.rows)
+        row, _ = select_batch_rows(member, step, 16, resident_rows.rows)
         expected = resident_rows.gather(jnp.int32(step), row, jnp.arange(16))
         np.testing.assert_array_equal(tokens[member, step - done], expected)
 

@@ -16,7 +16,7 @@ from minilm_jax.core import backend, recipe
 from minilm_jax.core.config import EvaluationConfig, MeshConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus, tokenizer
-from minilm_jax.data.corpus import Corpus
+from minilm_jax.data.rows import Corpus
 from minilm_jax.model import heads
 from minilm_jax.training import masking, sharding, train_step
 from minilm_jax.training.batches import load_resident

@@ -15,7 +15,7 @@ from configs import tiny
 from minilm_jax.core import recipe, rng
 from minilm_jax.core.config import MeshConfig, RunConfig
 from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID, PAD_ID
-from minilm_jax.data.corpus import Corpus
+from minilm_jax.data.rows import Corpus
 from minilm_jax.model import flops
 from minilm_jax.training import masking, population, sharding, train_step
 from minilm_jax.training.train_step import NonFinite

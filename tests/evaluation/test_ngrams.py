@@ -7,8 +7,8 @@ import pytest
 
 from minilm_jax.core.corpus_config import MASK_ID, PAD_ID
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import ngrams
-from minilm_jax.data.ngrams import count_ngrams, pack_keys
+from minilm_jax.evaluation import ngrams
+from minilm_jax.evaluation.ngrams import count_ngrams, pack_keys
 from tests.ngram_cases import CANDIDATES, VOCABULARY, count_by_dictionary, draw_rows
 
 OFFSETS = ((), (-1,), (1,), (-2,), (-2, -1), (-1, 1))
