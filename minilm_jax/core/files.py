@@ -110,8 +110,31 @@ def make_folder(folder: epath.PathLike, subject: str) -> None:
     ) from None
 
 
+@contextlib.contextmanager
+def open_atomic(path: epath.Path, suffix: str = 'partial') -> Iterator[IO[bytes]]:
+  """Yields a file that gets its name when it is complete.
+
+  On a local disk, the file survives a power failure. Writers of one path need different suffixes of
+  the temporary name.
+
+  Raises:
+    OSError: the file cannot be written; an existing file is unchanged.
+  """
+  temporary = path.parent / f'.{path.name}.{suffix}'
+  try:
+    with temporary.open('wb') as file:
+      yield file
+      file.flush()
+      if '://' not in str(path):
+        os.fsync(file.fileno())  # otherwise the disk can store the new name before the bytes
+    temporary.replace(path)
+  finally:  # after an error, a partial file would occupy a full disk
+    with contextlib.suppress(OSError):
+      temporary.unlink(missing_ok=True)
+
+
 def write_bytes(path: epath.PathLike, data: bytes) -> None:
-  """Writes a file atomically; on a local disk, it survives a power failure.
+  """Writes a file as `open_atomic`.
 
   Only process 0 of a multi-process run writes. Other processes check that the file is visible.
 
@@ -120,28 +143,15 @@ def write_bytes(path: epath.PathLike, data: bytes) -> None:
     InputError: the file of process 0 is not visible in this process.
   """
   path = epath.Path(path)
-  if not distributed.is_primary():
-    if not path.exists():
-      raise InputError(
-        f'the file {path}',
-        'no such file on this host, although process 0 wrote it',
-        'give a --workdir that all hosts share',
-      )
-    return
-  temporary = path.parent / f'.{path.name}.partial'
-  is_written = False
-  try:
-    with temporary.open('wb') as file:
+  if distributed.is_primary():
+    with open_atomic(path) as file:
       file.write(data)
-      file.flush()
-      if '://' not in str(path):
-        os.fsync(file.fileno())  # otherwise the disk can store the new name before the bytes
-    temporary.replace(path)
-    is_written = True
-  finally:
-    if not is_written:  # a partial file would occupy a full disk
-      with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
+  elif not path.exists():
+    raise InputError(
+      f'the file {path}',
+      'no such file on this host, although process 0 wrote it',
+      'give a --workdir that all hosts share',
+    )
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:

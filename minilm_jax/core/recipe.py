@@ -28,27 +28,12 @@ from ml_collections import config_dict
 from minilm_jax.core import paths, progress
 from minilm_jax.core.config import FinetuneConfig, RunConfig
 from minilm_jax.core.corpus_config import CorpusConfig
-from minilm_jax.core.errors import NO_TEXT, PATH, InputError, PathText, suggest_name
+from minilm_jax.core.errors import LIBRARY_ERRORS, NO_TEXT, PATH, InputError, PathText, suggest_name
 
 T = TypeVar('T')
 KINDS: dict[str, type] = {'pretrain': RunConfig, 'corpus': CorpusConfig, 'finetune': FinetuneConfig}
 # Exceptions of the code of a recipe or custom encoder; RecursionError is a RuntimeError.
-RECIPE_ERRORS = (
-  SyntaxError,
-  ImportError,
-  AttributeError,
-  TypeError,
-  ValueError,
-  LookupError,
-  NameError,
-  ArithmeticError,
-  AssertionError,
-  RuntimeError,
-  OSError,
-  MemoryError,
-  StopIteration,
-  SystemExit,
-)
+RECIPE_ERRORS = (*LIBRARY_ERRORS, SyntaxError, NameError, StopIteration, SystemExit)
 _NUMBERS = {int: re.compile(r'-?\d+'), float: re.compile(r'-?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?')}
 _MAX_RECIPE_BYTES = 1 << 20  # recipes of this package have a few KB
 _MAX_DIGITS = 100  # length of a number in text

@@ -27,7 +27,7 @@ from typing import IO, Any
 import numpy as np
 from etils import epath
 
-from minilm_jax.core import paths
+from minilm_jax.core import files, paths
 from minilm_jax.core.corpus_config import SPLITS, CorpusConfig, DocumentsConfig, SplitConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filtering, filters, tfds
@@ -59,19 +59,9 @@ def locate_shard_file(folder: epath.Path, number: int, suffix: str) -> epath.Pat
   return folder / f'{number:07d}.{suffix}'
 
 
-@contextlib.contextmanager
-def _open_atomic(path: epath.Path) -> Iterator[IO[bytes]]:
-  """Yields a file that appears when complete; workers on the same shard do not collide."""
-  temporary, is_complete = path.parent / f'.{path.name}.{uuid.uuid4().hex}.partial', False
-  try:
-    with temporary.open('wb') as file:
-      yield file
-    temporary.replace(path)
-    is_complete = True
-  finally:
-    if not is_complete:
-      with contextlib.suppress(OSError):
-        temporary.unlink(missing_ok=True)
+def _open_atomic(path: epath.Path) -> contextlib.AbstractContextManager[IO[bytes]]:
+  """Opens a file that appears when complete; workers on the same shard do not collide."""
+  return files.open_atomic(path, f'{uuid.uuid4().hex}.partial')
 
 
 def write_shard_json(path: epath.Path, value: Any) -> None:

@@ -1,4 +1,4 @@
-"""A built-in tiny language of known entropy with labelled tasks, for tests and offline runs.
+"""A built-in tiny language with labelled tasks, for tests and offline runs.
 
 A document starts with a mood and a place, on which the probabilities of its sentiment words and
 nouns depend to the end: distant context is informative. Subject and verb agree in number, also
@@ -6,8 +6,8 @@ across a phrase or a relative clause. Subjects and objects of a verb have fixed 
 tools), and facts such as `every robin is a bird .` state the kinds. Words are lower case, sentences
 end in ' .', and no noun or adjective starts with a vowel, so 'an' does not occur.
 
-The grammar is simple: all productions of a symbol start with different words. Probability and
-entropy of a text in words are therefore exact.
+The grammar is simple: all productions of a symbol start with different words. The probability of a
+text is therefore exact.
 """
 
 import bisect
@@ -18,8 +18,6 @@ import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
-
-import numpy as np
 
 from minilm_jax.core.errors import InputError, suggest_name
 
@@ -112,7 +110,7 @@ class _Symbol:
 
 
 class Grammar:
-  """A simple probabilistic grammar that samples text and computes exact probability and entropy.
+  """A simple probabilistic grammar that samples text and computes exact probabilities.
 
   Args:
     rules: Productions of each symbol; names that are not keys are words.
@@ -123,9 +121,6 @@ class Grammar:
   >>> greeting = Grammar({'START': [(1.0, ('hello', 'WHOM'))], 'WHOM': [(0.5, ('world',)), (0.5, ('dear', 'WHOM'))]})
   >>> round(math.exp(greeting.compute_log_probability('START', 'hello dear world'.split())), 12)
   0.25
-  >>> entropy, words = greeting.compute_expectations('START')
-  >>> round(entropy / math.log(2), 12), round(words, 12)
-  (2.0, 3.0)
   """
 
   def __init__(self, rules: Mapping[str, GrammarRule]):
@@ -169,26 +164,6 @@ class Grammar:
       elif word != top:
         return -math.inf
     return -math.inf if stack else total
-
-  def compute_expectations(self, start: str) -> tuple[float, float]:
-    """Returns the entropy in nats and the expected number of words of a text from `start`.
-
-    The expected number of expansions v of each symbol solves v = start + M' v, where M[i, j] is the
-    expected number of symbols j in a production of i. Entropy and words are sums over v.
-    """
-    index = {name: i for i, name in enumerate(self._rules)}
-    size = len(index)
-    expansions, entropy, words = np.zeros((size, size)), np.zeros(size), np.zeros(size)
-    for name, rule in self._rules.items():
-      for p, body in rule:
-        entropy[index[name]] -= p * math.log(p)
-        for item in body:
-          if item in index:
-            expansions[index[name], index[item]] += p
-          else:
-            words[index[name]] += p
-    visits = np.linalg.solve(np.eye(size) - expansions.T, np.eye(size)[index[start]])
-    return float(visits @ entropy), float(visits @ words)
 
 
 def _inflect(word: str) -> str:
@@ -332,12 +307,6 @@ def generate_documents(seed: int, count: int) -> Iterator[str]:
 def compute_log_probability(document: str) -> float:
   """Returns the log-probability of a document in nats, or -inf outside the language."""
   return build_grammar().compute_log_probability('DOCUMENT', [*document.split(' '), DOCUMENT_END])
-
-
-def compute_entropy_rate() -> float:
-  """Returns the exact entropy in nats a word; full stops are words."""
-  entropy, words = build_grammar().compute_expectations('DOCUMENT')
-  return entropy / (words - 1)  # DOCUMENT_END is not counted
 
 
 def _is_sentence(words: Iterable[str]) -> bool:

@@ -160,8 +160,6 @@ def _make_shards(
 
 def _save_array(path: epath.Path, shard: UInt[np.ndarray, 'n L']) -> str:
   """Writes a .npy file atomically without a copy in memory; returns its checksum."""
-  partial = path.parent / f'.{path.name}.partial'
-  with partial.open('wb') as file:
+  with files.open_atomic(path) as file:
     np.save(file, shard, allow_pickle=False)
-  partial.replace(path)
   return files.hash_file(path)

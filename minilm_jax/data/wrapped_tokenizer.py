@@ -22,7 +22,7 @@ from typing import Any
 
 from minilm_jax.core import files
 from minilm_jax.core.corpus_config import UNKNOWN_ID
-from minilm_jax.core.errors import COUNT, TEXT, InputError, find_schema_fault
+from minilm_jax.core.errors import COUNT, TEXT, find_schema_fault, require_library
 from minilm_jax.data.normalization import SPACE_MARK, escape_space_mark
 
 _MAX_VOCAB_SIZE = 1 << 24
@@ -148,14 +148,9 @@ def build_wrapper(tokenizer: Mapping[str, Any]) -> Any:
     InputError: The library is not installed.
     ValueError: The library cannot read the tokenizer; the message is of the library.
   """
-  try:
-    import tokenizers
-  except ImportError:
-    raise InputError(
-      'an imported tokenizer',
-      'the library tokenizers is not installed',
-      "pip install tokenizers, or pip install 'minilm_jax[hf]'",
-    ) from None
+  require_library('tokenizers', 'hf', 'an imported tokenizer')
+  import tokenizers
+
   with _CapturedErrors():
     wrapper = tokenizers.Tokenizer.from_str(json.dumps(tokenizer))
     wrapper.no_truncation()

@@ -34,7 +34,7 @@ from etils import epath
 
 from minilm_jax.core import distributed, files, paths, progress, recipe
 from minilm_jax.core.config import LogConfig, RunConfig
-from minilm_jax.core.errors import TEXT, InputError, sanitize
+from minilm_jax.core.errors import TEXT, require_library, sanitize
 
 EVENTS_FOLDER = 'events'
 WANDB_FILE = 'wandb.json'
@@ -211,14 +211,9 @@ def _encode_record(event: Any) -> bytes:
 
 
 def _import_wandb() -> Any:
-  try:
-    import wandb
-  except ImportError:
-    raise InputError(
-      '--config.log.sinks=wandb',
-      'the library wandb is not installed',
-      "pip install 'minilm_jax[wandb]', or remove wandb from log.sinks",
-    ) from None
+  require_library('wandb', 'wandb', '--config.log.sinks=wandb')
+  import wandb
+
   return wandb
 
 

@@ -53,10 +53,9 @@ class MetricsLog:
       dataclasses.replace(config.model, max_length=length), mask
     )['actual']
     self._started = time.monotonic() - (lines[-1]['seconds'] if lines else 0)
+    train = [line for line in lines if line['split'] == 'train']
     self._recent_losses = [
-      collections.deque(
-        (line['loss'] for line in _select_training_lines(lines, member)), SPIKE_WINDOW
-      )
+      collections.deque((line['loss'] for line in train if _is_of(line, member)), SPIKE_WINDOW)
       for member in range(len(members))
     ]
 
@@ -141,13 +140,9 @@ def validation_losses(lines: Sequence[dict[str, Any]]) -> dict[int, float]:
   return {step: float(np.mean(values)) for step, values in losses.items()}
 
 
-def _select_training_lines(lines: Sequence[dict[str, Any]], member: int) -> list[dict[str, Any]]:
-  """Returns the training lines of a member; lines of a run of one model lack the key `member`."""
-  return [
-    line
-    for line in lines
-    if line['split'] == 'train' and ('member' not in line or line['member'] == member)
-  ]
+def _is_of(line: dict[str, Any], member: int) -> bool:
+  """Returns whether a line is of a member; lines of a run of one model lack the key `member`."""
+  return 'member' not in line or line['member'] == member
 
 
 def write_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def choose_strategy(members: int, strategy: str, platform: str) -> str:
 def member_configs(config: RunConfig) -> list[RunConfig]:
   """Returns for each member the recipe of an equal run of one model."""
   population = config.population
-  single = PopulationConfig(1, 'auto', (), (), (), (), (), ())
+  single = PopulationConfig()
 
   def pick(values: tuple, member: int, default: Any) -> Any:
     return values[member] if values else default

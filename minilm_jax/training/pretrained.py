@@ -201,13 +201,7 @@ def extract_member(source: epath.PathLike, member: int, workdir: epath.PathLike)
       if members > 1
       else f'use --checkpoint={source} without extracting a member',
     )
-  step = checkpoint.latest_step(source)
-  if step is None:
-    raise InputError(
-      f'member {member} of {source}',
-      'no complete checkpoint',
-      'continue the run up to a checkpoint',
-    )
+  step = checkpoint.resolve_step(source)
   checkpoint.verify(source, step)
   member_config = population.member_configs(config)[member]
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])

@@ -155,8 +155,7 @@ def compile_chunk(program: TrainProgram, rows: Rows) -> ChunkProgram:
       f'{free / 2**30:,.1f} GiB free',
       'raise grad_accumulation_steps, lower batch_size or population.members, or set model.remat',
     )
-  # JAX adds this field to its configuration at import.
-  cache = jax.config.jax_compilation_cache_dir or 'memory'  # pyright: ignore[reportAttributeAccessIssue]
+  cache = backend.read_setting('jax_compilation_cache_dir') or 'memory'
   progress.log(
     f'{program.mesh.size} of {jax.device_count()} devices ({devices[0].platform}); '
     f'state and step use {needed / 2**20:,.0f} MiB; '

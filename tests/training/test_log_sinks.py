@@ -1,6 +1,7 @@
 """Sinks send the log to standard output, TensorBoard and W&B, and never stop training."""
 
 import errno
+import importlib.machinery
 import importlib.util
 import json
 import math
@@ -240,7 +241,7 @@ class FakeWandb(types.ModuleType):
     super().__init__('wandb')
     self.refuses, self.logged_in = refuses.split(','), logged_in
     self.calls: list[tuple[str, Any]] = []
-    self.Settings = dict
+    self.Settings, self.__spec__ = dict, importlib.machinery.ModuleSpec('wandb', None)
 
   def _call(self, name: str, arguments: Any = None) -> None:
     self.calls.append((name, arguments))
