@@ -1,7 +1,6 @@
 """The configuration of JAX: devices and compilation cache, unless the environment sets them."""
 
 import os
-import pathlib
 import pwd
 import subprocess
 import sys
@@ -36,7 +35,7 @@ def prepare(**environment: str) -> list[str]:
   return process.stdout.split()
 
 
-def test_defaults_are_a_device_a_core_and_a_user_cache(tmp_path: pathlib.Path):
+def test_defaults_are_a_device_a_core_and_a_user_cache(tmp_path):
   cores = min(16, backend.count_cores())
   assert prepare(XDG_CACHE_HOME=str(tmp_path)) == [str(cores), str(tmp_path / 'minilm_jax')]
 
@@ -67,11 +66,7 @@ def test_defaults_are_a_device_a_core_and_a_user_cache(tmp_path: pathlib.Path):
   ],
 )
 def test_a_quota_limits_the_cores(
-  group: str,
-  quotas: dict[str, str],
-  cores: int,
-  tmp_path: pathlib.Path,
-  monkeypatch: pytest.MonkeyPatch,
+  group: str, quotas: dict[str, str], cores: int, tmp_path, monkeypatch
 ):
   for name, text in quotas.items():
     path = tmp_path / 'fs' / name
@@ -85,7 +80,7 @@ def test_a_quota_limits_the_cores(
 
 
 @pytest.mark.parametrize('cache', ['FILE', '', 'relative'])
-def test_without_a_writable_home_there_is_no_cache(cache: str, tmp_path: pathlib.Path):
+def test_without_a_writable_home_there_is_no_cache(cache: str, tmp_path):
   (tmp_path / 'file').touch()
   cache = cache.replace('FILE', str(tmp_path / 'file'))
   home = str(tmp_path / 'file' / 'home')
@@ -93,14 +88,14 @@ def test_without_a_writable_home_there_is_no_cache(cache: str, tmp_path: pathlib
   assert [path.name for path in tmp_path.iterdir()] == ['file']
 
 
-def test_a_user_without_a_name_and_a_home_has_no_cache(monkeypatch: pytest.MonkeyPatch):
+def test_a_user_without_a_name_and_a_home_has_no_cache(monkeypatch):
   for name in ('HOME', 'XDG_CACHE_HOME'):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setattr(pwd, 'getpwuid', {}.__getitem__)
   assert backend._make_cache_folder() is None
 
 
-def test_hidden_accelerators_leave_a_cpu_without_cache(tmp_path: pathlib.Path):
+def test_hidden_accelerators_leave_a_cpu_without_cache(tmp_path):
   program = (
     'from minilm_jax.core import backend\nbackend.prepare()\nbackend.hide_accelerators()\nimport jax, os\n'
     'print(jax.devices()[0].platform, os.environ["TPU_SKIP_MDS_QUERY"], jax.config.jax_enable_compilation_cache)'
@@ -135,7 +130,7 @@ def test_deterministic_sets_a_flag_that_a_cpu_accepts():
   'name, value',
   [('XLA_FLAGS', '--xla_force_host_platform_device_count=3'), ('JAX_NUM_CPU_DEVICES', '3')],
 )
-def test_the_environment_overrides_the_defaults(name: str, value: str, tmp_path: pathlib.Path):
+def test_the_environment_overrides_the_defaults(name: str, value: str, tmp_path):
   assert prepare(**{name: value, 'JAX_COMPILATION_CACHE_DIR': str(tmp_path)}) == [
     '3',
     str(tmp_path),

@@ -148,7 +148,7 @@ class Processes:
 
 
 @pytest.fixture
-def processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Processes]:
+def processes(tmp_path_factory) -> Iterator[Processes]:
   group = Processes(tmp_path_factory.mktemp('processes'))
   yield group
   for process in group.children:
@@ -187,7 +187,7 @@ def share_programs() -> Any:
 
 
 @pytest.fixture(scope='module')
-def single_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def single_run(tiny_corpus, tmp_path_factory) -> pathlib.Path:
   """Returns the run of one process."""
   folder = tmp_path_factory.mktemp('single') / 'run'
   run.pretrain(make_config(tiny_corpus), folder)
@@ -226,9 +226,7 @@ def copy_until(source: pathlib.Path, folder: pathlib.Path, step: int) -> pathlib
   return folder
 
 
-def test_two_slurm_tasks_resume_a_run_of_one_process(
-  processes: Processes, single_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_two_slurm_tasks_resume_a_run_of_one_process(processes, single_run, tiny_corpus, tmp_path):
   """Only process 0 writes files and messages."""
   workdir = copy_until(single_run, tmp_path / 'run', 8)
   results = processes.run_pair(
@@ -245,9 +243,7 @@ def test_two_slurm_tasks_resume_a_run_of_one_process(
   assert_same(workdir, single_run)
 
 
-def test_two_processes_continue_a_run(
-  processes: Processes, single_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_two_processes_continue_a_run(processes, single_run, tiny_corpus, tmp_path):
   """The run equals that of one process up to rounding; the origin has the same checksum."""
   config = make_config(tiny_corpus, num_steps=4)
   run.pretrain(config, tmp_path / 'one', init_from=f'{single_run}@8', init_optimizer=True)
@@ -262,7 +258,7 @@ def test_two_processes_continue_a_run(
   assert run_dir.read_origin(tmp_path / 'one') == run_dir.read_origin(tmp_path / 'two')
 
 
-def test_two_gke_workers_form_one_run(processes: Processes):
+def test_two_gke_workers_form_one_run(processes):
   """The environment is that of launch/gke.yaml, with and without --coordinator=auto."""
   program = (
     'import sys\nfrom minilm_jax.core import distributed\nwith distributed.initialized(sys.argv[1], None, None, 60):\n'
@@ -292,11 +288,7 @@ def test_two_gke_workers_form_one_run(processes: Processes):
 
 @pytest.mark.parametrize('killed', [0, 1])
 def test_one_process_resumes_after_one_of_two_was_killed(
-  killed: int,
-  processes: Processes,
-  single_run: pathlib.Path,
-  tiny_corpus: pathlib.Path,
-  tmp_path: pathlib.Path,
+  killed: int, processes, single_run, tiny_corpus, tmp_path
 ):
   config, workdir = make_config(tiny_corpus), tmp_path / 'run'
   pair = processes.start_pair(config, workdir)
@@ -315,7 +307,7 @@ def test_one_process_resumes_after_one_of_two_was_killed(
 
 
 @pytest.mark.parametrize('stopped', [0, 1])
-def test_missed_heartbeats_end_the_other_process(stopped: int, processes: Processes):
+def test_missed_heartbeats_end_the_other_process(stopped: int, processes):
   """Sockets of a suspended process stay open, so JAX aborts; the handler exits with status 2."""
   program = (
     'import sys\nimport jax\nfrom minilm_jax.core import distributed\ndistributed.MIN_HEARTBEAT_SECONDS = 1\n'
@@ -355,7 +347,7 @@ def test_missed_heartbeats_end_the_other_process(stopped: int, processes: Proces
 
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_at_the_same_update(
-  processes: Processes, single_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+  processes, single_run, tiny_corpus, tmp_path
 ):
   """A run of one process resumes from the checkpoint."""
   config, workdir = make_config(tiny_corpus), tmp_path / 'run'
@@ -371,9 +363,7 @@ def test_a_signal_to_one_process_stops_both_at_the_same_update(
   assert_same(workdir, single_run)
 
 
-def test_different_recipes_are_refused_in_both_processes(
-  processes: Processes, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_different_recipes_are_refused_in_both_processes(processes, tiny_corpus, tmp_path):
   for status, out, err in processes.run_pair(
     make_config(tiny_corpus), tmp_path / 'run', make_config(tiny_corpus, seed=1)
   ):
@@ -407,11 +397,7 @@ def change_hash(folder: pathlib.Path) -> None:
   ],
 )
 def test_different_corpora_are_refused_in_both_processes(
-  change: Callable[[pathlib.Path], None],
-  patterns: list[str],
-  processes: Processes,
-  tiny_corpus: pathlib.Path,
-  tmp_path: pathlib.Path,
+  change: Callable[[pathlib.Path], None], patterns: list[str], processes, tiny_corpus, tmp_path
 ):
   folders = [tmp_path / 'first', tmp_path / 'second']
   for folder in folders:
@@ -423,9 +409,7 @@ def test_different_corpora_are_refused_in_both_processes(
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_missing_process_is_an_error_after_the_time_out(
-  processes: Processes, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_a_missing_process_is_an_error_after_the_time_out(processes, tiny_corpus, tmp_path):
   start_time = time.monotonic()
   for number in range(2):
     processes.start(make_config(tiny_corpus), tmp_path / 'run', find_free_address(), number, wait=2)
@@ -442,9 +426,7 @@ def test_a_missing_process_is_an_error_after_the_time_out(
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_signal_ends_a_waiting_process(
-  processes: Processes, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_a_signal_ends_a_waiting_process(processes, tiny_corpus, tmp_path):
   address = find_free_address()
   process = processes.start(make_config(tiny_corpus), tmp_path / 'run', address, 0, wait=100)
   while process.poll() is None:
@@ -456,9 +438,7 @@ def test_a_signal_ends_a_waiting_process(
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_port_in_use_is_refused(
-  processes: Processes, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_a_port_in_use_is_refused(processes, tiny_corpus, tmp_path):
   with socket.create_server(('127.0.0.1', 0)) as server:
     process = processes.start(
       make_config(tiny_corpus), tmp_path / 'run', f'localhost:{server.getsockname()[1]}', 0
@@ -468,7 +448,7 @@ def test_a_port_in_use_is_refused(
   assert not (tmp_path / 'run').exists()
 
 
-def test_one_process_needs_no_coordination(tmp_path: pathlib.Path, monkeypatch):
+def test_one_process_needs_no_coordination(tmp_path, monkeypatch):
   monkeypatch.delenv('TPU_WORKER_HOSTNAMES', raising=False)
   with (
     distributed.initialized(find_free_address(), 1, 0, 1),
@@ -505,7 +485,7 @@ def test_invalid_flags_are_refused(arguments: tuple, part: str):
   assert part in str(error.value)
 
 
-def test_processes_joined_by_jax_alone_are_refused(tmp_path: pathlib.Path, monkeypatch):
+def test_processes_joined_by_jax_alone_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr(jax, 'process_count', lambda: 4)
   with pytest.raises(InputError, match=r'4 processes(.|\n)*--coordinator=auto'):
     run.pretrain(make_config(tmp_path), tmp_path / 'run')

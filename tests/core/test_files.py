@@ -24,19 +24,19 @@ from tests import tiny_config
 
 
 @pytest.fixture
-def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_limits(monkeypatch) -> None:
   monkeypatch.setattr(files, 'MAX_FILE_BYTES', 1000)
   monkeypatch.setattr(files, 'MAX_CACHED_BYTES', 10_000)
   monkeypatch.setattr(run_dir, '_MAX_LINE_BYTES', 1000)
 
 
-def test_a_read_is_limited(small_limits: None):
+def test_a_read_is_limited(small_limits):
   assert files.read_limited(io.BytesIO(bytes(1000)), 'x') == bytes(1000)
   with pytest.raises(InputError, match='1,000'):
     files.read_limited(io.BytesIO(bytes(1001)), 'x')
 
 
-def test_an_endless_file_is_refused(small_limits: None):
+def test_an_endless_file_is_refused(small_limits):
   with pytest.raises(InputError, match='1,000'):
     files.read_bytes('/dev/zero', 'x')
 
@@ -53,7 +53,7 @@ READERS: dict[str, Callable[[pathlib.Path], object]] = {
 
 
 @pytest.mark.parametrize('name', READERS)
-def test_readers_into_memory_are_limited(name: str, tmp_path: pathlib.Path, small_limits: None):
+def test_readers_into_memory_are_limited(name: str, tmp_path, small_limits):
   content = b'{"a": "' + b'a' * 2000 + b'"}'
   (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith('.gz') else content)
   with pytest.raises(InputError, match='1,000|JSON'):
@@ -68,7 +68,7 @@ CACHED: dict[str, Callable[[pathlib.Path], object]] = {
 
 
 @pytest.mark.parametrize('name', CACHED)
-def test_readers_of_cached_items_are_limited(name: str, tmp_path: pathlib.Path, small_limits: None):
+def test_readers_of_cached_items_are_limited(name: str, tmp_path, small_limits):
   lines = [
     json.dumps({'word': 'a'}) if name == 'a.jsonl' else f'a{number}' for number in range(1000)
   ]
@@ -105,7 +105,7 @@ def test_readers_of_cached_items_are_limited(name: str, tmp_path: pathlib.Path, 
     {},
   ],
 )
-def test_a_path_outside_the_folder_is_refused(name: Any, tmp_path: pathlib.Path):
+def test_a_path_outside_the_folder_is_refused(name: Any, tmp_path):
   root = tmp_path / 'root'
   root.mkdir()
   (root / 'out').symlink_to('/etc')
@@ -114,7 +114,7 @@ def test_a_path_outside_the_folder_is_refused(name: Any, tmp_path: pathlib.Path)
     files.resolve_inside(root, name, 'x')
 
 
-def test_a_path_inside_the_folder_is_resolved(tmp_path: pathlib.Path):
+def test_a_path_inside_the_folder_is_resolved(tmp_path):
   (tmp_path / 'root' / 'deep').mkdir(parents=True)
   (tmp_path / 'root' / 'link').symlink_to('deep')
   (tmp_path / 'alias').symlink_to('root')
@@ -154,7 +154,7 @@ def redirect_empty_shard(manifest: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize('link', [False, True])
 @pytest.mark.parametrize('change', [redirect_tokenizer, redirect_shard, redirect_empty_shard])
 def test_manifests_with_paths_outside_the_folder_are_refused(
-  change, link: bool, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+  change, link: bool, tiny_corpus, tmp_path
 ):
   folder = shutil.copytree(tiny_corpus, tmp_path / 'a' / 'corpus')
   redirect_manifest(folder, link, change)
@@ -175,9 +175,7 @@ def test_manifests_with_paths_outside_the_folder_are_refused(
       corpus.load_split(folder, 'test')
 
 
-def test_an_owner_without_a_name_changes_nothing(
-  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_an_owner_without_a_name_changes_nothing(tmp_path, monkeypatch):
   path = tmp_path / 'a'
   path.write_bytes(b'12345')
   os.utime(path, (1_000_000_000, 1_000_000_000))

@@ -32,25 +32,28 @@ def write_lock(folder: Path, **changes: object) -> Path:
   return path
 
 
-def test_a_locked_directory_is_refused_until_the_end_of_the_block(tmp_path: Path):
+def check_refused(folder: Path, pattern: str = '') -> None:
+  with pytest.raises(lock.LockedError, match=pattern), lock.hold_lock(folder):
+    pass
+
+
+def test_a_locked_directory_is_refused_until_the_end_of_the_block(tmp_path):
   with lock.hold_lock(tmp_path):
-    with pytest.raises(lock.LockedError, match=f'{os.getpid()} on {socket.gethostname()}'):
-      with lock.hold_lock(tmp_path):
-        pass
+    check_refused(tmp_path, f'{os.getpid()} on {socket.gethostname()}')
     assert (tmp_path / lock.LOCK_FILE).exists()  # a refused process leaves the lock
   assert not (tmp_path / lock.LOCK_FILE).exists()
   with lock.hold_lock(tmp_path):
     pass
 
 
-def test_an_error_releases_the_lock(tmp_path: Path):
+def test_an_error_releases_the_lock(tmp_path):
   with pytest.raises(ZeroDivisionError):
     with lock.hold_lock(tmp_path):
       raise ZeroDivisionError
   assert not (tmp_path / lock.LOCK_FILE).exists()
 
 
-def test_another_process_is_refused(tmp_path: Path):
+def test_another_process_is_refused(tmp_path):
   program = (
     'import sys\nfrom minilm_jax.core import lock\n'
     f'with lock.hold_lock({str(tmp_path)!r}):\n  print("in", flush=True)\n  sys.stdin.read()'
@@ -58,33 +61,27 @@ def test_another_process_is_refused(tmp_path: Path):
   pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
   with subprocess.Popen([sys.executable, '-c', program], **pipes) as process:
     assert process.stdout.readline() == 'in\n'
-    with pytest.raises(lock.LockedError, match=f'process {process.pid} '):
-      with lock.hold_lock(tmp_path):
-        pass
+    check_refused(tmp_path, f'process {process.pid} ')
     process.kill()
   with lock.hold_lock(tmp_path):  # the holder was on this host and is dead
     pass
 
 
-def test_a_lock_of_another_host_is_valid_until_it_is_stale(tmp_path: Path):
+def test_a_lock_of_another_host_is_valid_until_it_is_stale(tmp_path):
   path = write_lock(tmp_path)
-  with pytest.raises(lock.LockedError, match='process 1 on elsewhere'):
-    with lock.hold_lock(tmp_path):
-      pass
+  check_refused(tmp_path, 'process 1 on elsewhere')
   long_ago = time.time() - lock.STALE_SECONDS - 1
   os.utime(path, (long_ago, long_ago))
   with lock.hold_lock(tmp_path):
     assert json.loads(path.read_text())['host'] == socket.gethostname()
 
 
-def test_an_empty_lock_is_valid(tmp_path: Path):
+def test_an_empty_lock_is_valid(tmp_path):
   (tmp_path / lock.LOCK_FILE).touch()
-  with pytest.raises(lock.LockedError):
-    with lock.hold_lock(tmp_path):
-      pass
+  check_refused(tmp_path)
 
 
-def test_heartbeats_renew_the_lock_until_it_is_lost(tmp_path: Path, monkeypatch, capsys):
+def test_heartbeats_renew_the_lock_until_it_is_lost(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
   path = tmp_path / lock.LOCK_FILE
   # at the end of the block, not inside
@@ -104,31 +101,25 @@ def wait_until(condition: Callable[[], bool]) -> None:
     time.sleep(0.01)
 
 
-def test_a_refusal_names_process_host_and_time(tmp_path: Path):
+def test_a_refusal_names_process_host_and_time(tmp_path):
   write_lock(tmp_path, since=time.mktime((2031, 2, 3, 4, 5, 6, 0, 0, -1)))
-  with pytest.raises(lock.LockedError, match='1 on elsewhere.* 2031-02-03 04:05:06'):
-    with lock.hold_lock(tmp_path):
-      pass
+  check_refused(tmp_path, '1 on elsewhere.* 2031-02-03 04:05:06')
 
 
 @pytest.mark.parametrize(
   'content',
   [{}, {'process': os.getpid()}, {'process': os.getpid(), 'started': None}, {'process': 1}],
 )
-def test_a_running_process_without_a_start_time_is_valid_until_it_is_stale(
-  tmp_path: Path, content: dict
-):
+def test_a_running_process_without_a_start_time_is_valid_until_it_is_stale(tmp_path, content: dict):
   """Locks of hosts without /proc have no start time."""
   path = write_lock(tmp_path, host=socket.gethostname(), **content)
-  with pytest.raises(lock.LockedError):
-    with lock.hold_lock(tmp_path):
-      pass
+  check_refused(tmp_path)
   os.utime(path, (0, 0))
   with lock.hold_lock(tmp_path):
     pass
 
 
-def test_only_stale_locks_of_finished_directories_are_removed(tmp_path: Path):
+def test_only_stale_locks_of_finished_directories_are_removed(tmp_path):
   lock.remove_stale_lock(tmp_path)  # no lock exists
   path = write_lock(tmp_path)
   lock.remove_stale_lock(tmp_path)
@@ -138,7 +129,7 @@ def test_only_stale_locks_of_finished_directories_are_removed(tmp_path: Path):
   assert not path.exists() and not list(tmp_path.iterdir())
 
 
-def test_a_stale_lock_in_a_read_only_directory_remains(tmp_path: Path, monkeypatch):
+def test_a_stale_lock_in_a_read_only_directory_remains(tmp_path, monkeypatch):
   path = write_lock(tmp_path)
   os.utime(path, (0, 0))
 
@@ -151,7 +142,7 @@ def test_a_stale_lock_in_a_read_only_directory_remains(tmp_path: Path, monkeypat
 
 
 @pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='needs /proc')
-def test_a_reused_pid_does_not_hold_the_lock(tmp_path: Path):
+def test_a_reused_pid_does_not_hold_the_lock(tmp_path):
   with lock.hold_lock(tmp_path):
     record = json.loads((tmp_path / lock.LOCK_FILE).read_text())
   write_lock(tmp_path, **record | {'started': record['started'] - 1})
@@ -160,9 +151,7 @@ def test_a_reused_pid_does_not_hold_the_lock(tmp_path: Path):
   # a running process keeps the lock without heartbeats
   path = write_lock(tmp_path, **record)
   os.utime(path, (0, 0))
-  with pytest.raises(lock.LockedError):
-    with lock.hold_lock(tmp_path):
-      pass
+  check_refused(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -182,19 +171,17 @@ def test_a_reused_pid_does_not_hold_the_lock(tmp_path: Path):
     json.dumps({'host': 'x', 'process': 1, 'id': 'x', 'since': 1e300}).encode(),
   ],
 )
-def test_an_invalid_lock_is_valid_for_one_heartbeat(tmp_path: Path, content: bytes):
+def test_an_invalid_lock_is_valid_for_one_heartbeat(tmp_path, content: bytes):
   path = tmp_path / lock.LOCK_FILE
   path.write_bytes(content)
-  with pytest.raises(lock.LockedError):
-    with lock.hold_lock(tmp_path):
-      pass
+  check_refused(tmp_path)
   long_ago = time.time() - lock.HEARTBEAT_SECONDS - 1
   os.utime(path, (long_ago, long_ago))
   with lock.hold_lock(tmp_path):
     assert json.loads(path.read_text())['process'] == os.getpid()
 
 
-def test_one_of_many_threads_takes_over_a_dead_lock(tmp_path: Path):
+def test_one_of_many_threads_takes_over_a_dead_lock(tmp_path):
   os.utime(write_lock(tmp_path), (0, 0))
   start, inside, refused = threading.Barrier(8), [], []
 
@@ -218,18 +205,16 @@ def test_one_of_many_threads_takes_over_a_dead_lock(tmp_path: Path):
   assert len(inside) == 1 and not list(tmp_path.iterdir())
 
 
-def test_a_late_process_does_not_remove_the_next_lock(tmp_path: Path, monkeypatch):
+def test_a_late_process_does_not_remove_the_next_lock(tmp_path, monkeypatch):
   path = write_lock(tmp_path, id='dead')
   # another process takes the lock over after it was read
   monkeypatch.setattr(lock, '_is_dead', lambda *_: bool(write_lock(tmp_path, id='next')))
-  with pytest.raises(lock.LockedError):
-    with lock.hold_lock(tmp_path):
-      pass
+  check_refused(tmp_path)
   assert json.loads(path.read_text())['id'] == 'next' and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize('age', [0, lock.STALE_SECONDS + 1])
-def test_a_removal_in_progress_excludes_others_until_it_is_stale(tmp_path: Path, age: float):
+def test_a_removal_in_progress_excludes_others_until_it_is_stale(tmp_path, age: float):
   os.utime(write_lock(tmp_path), (0, 0))
   clearing = tmp_path / f'{lock.LOCK_FILE}-clearing'
   clearing.touch()
@@ -240,7 +225,7 @@ def test_a_removal_in_progress_excludes_others_until_it_is_stale(tmp_path: Path,
   assert clearing.exists() == (not age)
 
 
-def test_a_deleted_directory_is_an_input_error(tmp_path: Path, monkeypatch, capsys):
+def test_a_deleted_directory_is_an_input_error(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
   monkeypatch.setattr(
     threading, 'excepthook', lambda content: pytest.fail(f'in the thread: {content.exc_value}')
@@ -251,14 +236,14 @@ def test_a_deleted_directory_is_an_input_error(tmp_path: Path, monkeypatch, caps
       wait_until(lambda: str(tmp_path / 'run') in capsys.readouterr().err)
 
 
-def test_a_removed_lock_is_restored(tmp_path: Path, monkeypatch):
+def test_a_removed_lock_is_restored(tmp_path, monkeypatch):
   monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
   with lock.hold_lock(tmp_path):
     (tmp_path / lock.LOCK_FILE).unlink()
     wait_until((tmp_path / lock.LOCK_FILE).exists)
 
 
-def test_an_empty_new_directory_is_removed(tmp_path: Path):
+def test_an_empty_new_directory_is_removed(tmp_path):
   with lock.hold_lock(tmp_path / 'a' / 'b'):
     pass
   assert not (tmp_path / 'a').exists()
@@ -267,7 +252,7 @@ def test_an_empty_new_directory_is_removed(tmp_path: Path):
   assert (tmp_path / 'a' / 'b' / 'file').exists()
 
 
-def test_a_directory_that_cannot_be_created_is_refused(tmp_path: Path):
+def test_a_directory_that_cannot_be_created_is_refused(tmp_path):
   (tmp_path / 'x').write_text('a file')
   with pytest.raises(InputError, match=str(tmp_path / 'x')):
     with lock.hold_lock(tmp_path / 'x'):
@@ -308,9 +293,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize('command', COMMANDS)
-def test_commands_refuse_a_locked_directory(
-  command: str, tiny_corpus: Path, tiny_run: Path, tmp_path: Path
-):
+def test_commands_refuse_a_locked_directory(command: str, tiny_corpus, tiny_run, tmp_path):
   folder = tmp_path / 'work'
   with lock.hold_lock(folder):
     with pytest.raises(lock.LockedError, match=f'process {os.getpid()} on '):

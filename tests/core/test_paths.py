@@ -11,7 +11,7 @@ from minilm_jax.core import paths
 
 
 @pytest.fixture
-def folder(tmp_path: pathlib.Path, monkeypatch) -> pathlib.Path:
+def folder(tmp_path, monkeypatch) -> pathlib.Path:
   """Returns the working folder, which is empty."""
   monkeypatch.chdir(tmp_path)
   return tmp_path
@@ -41,7 +41,7 @@ def write_files(*names: str) -> None:
     ('1 = a, b@2', ['1 = a, b@2']),
   ],
 )
-def test_a_path_that_exists_is_literal(folder: pathlib.Path, path: str, matches: list[str]):
+def test_a_path_that_exists_is_literal(folder, path: str, matches: list[str]):
   write_files('texts [old]/Emma [1815].txt', 'texts [old]/a.txt', 'what?.txt', 'whats.txt')
   write_files('x/a.txt', 'x/b.txt', '~x/a.txt', '1 = a, b@2')
   assert paths.expand_pattern(path) == matches
@@ -60,12 +60,12 @@ def test_a_path_that_exists_is_literal(folder: pathlib.Path, path: str, matches:
     ('absent/**/*.txt', []),
   ],
 )
-def test_two_stars_match_subfolders(folder: pathlib.Path, pattern: str, matches: list[str]):
+def test_two_stars_match_subfolders(folder, pattern: str, matches: list[str]):
   write_files('t/x.txt', 't/a/b/y.txt', 't/c[1]/z.txt', 't/.hidden/h.txt', 't/a/._x.txt')
   assert paths.expand_pattern(pattern) == matches
 
 
-def test_a_folder_that_links_reach_is_listed_once(folder: pathlib.Path):
+def test_a_folder_that_links_reach_is_listed_once(folder):
   write_files('runs/tiny/a.txt', 'runs/tiny/events/b.txt', 'elsewhere/c/d.txt')
   for link, target in (('latest', 'tiny'), ('loop', '.'), ('up', '..'), ('far', '../elsewhere')):
     os.symlink(target, folder / 'runs' / link)
@@ -82,7 +82,7 @@ def test_a_folder_that_links_reach_is_listed_once(folder: pathlib.Path):
   ]
 
 
-def test_a_link_to_the_root_of_a_tree_ends(folder: pathlib.Path):
+def test_a_link_to_the_root_of_a_tree_ends(folder):
   write_files('top/runs/tiny/a.txt')
   os.symlink('..', 'top/runs/up')
   os.symlink('../..', 'top/runs/tiny/up')
@@ -90,7 +90,7 @@ def test_a_link_to_the_root_of_a_tree_ends(folder: pathlib.Path):
   assert listed == ['top/runs', 'top/runs/tiny', 'top/runs/up']
 
 
-def test_the_home_folder_replaces_a_leading_tilde(folder: pathlib.Path, monkeypatch):
+def test_the_home_folder_replaces_a_leading_tilde(folder, monkeypatch):
   monkeypatch.setenv('HOME', '/home/me')
   assert paths.expand_home('~/runs/x') == '/home/me/runs/x'
   assert paths.expand_home('~') == '/home/me'
@@ -119,7 +119,7 @@ def test_the_home_folder_replaces_a_leading_tilde(folder: pathlib.Path, monkeypa
     ('microworld:9,Dickens, Bleak House.txt', ['microworld:9', 'Dickens, Bleak House.txt']),
   ],
 )
-def test_a_comma_is_part_of_a_name_that_exists(folder: pathlib.Path, text: str, names: list[str]):
+def test_a_comma_is_part_of_a_name_that_exists(folder, text: str, names: list[str]):
   write_files('runs/lr=3,wd=1/c-0', 'runs/tiny/c', 'Dickens, Bleak House.txt', 'x', 'y', 'x,y')
   assert paths.split_names(text) == names
 
@@ -135,21 +135,19 @@ def test_a_comma_is_part_of_a_name_that_exists(folder: pathlib.Path, text: str, 
     ('me@home', ('me@home', '')),
   ],
 )
-def test_a_folder_named_like_a_step_has_priority(
-  folder: pathlib.Path, name: str, parts: tuple[str, str]
-):
+def test_a_folder_named_like_a_step_has_priority(folder, name: str, parts: tuple[str, str]):
   write_files('tiny/a', 'tiny@2/a')
   assert paths.split_step(name) == parts
 
 
-def test_libraries_can_list_a_literal_path(folder: pathlib.Path):
+def test_libraries_can_list_a_literal_path(folder):
   write_files('x [1]/a.txt', 'x 1/b.txt')
   path = epath.Path(paths.LiteralPath('x [1]').resolve() / 'inner').parent
   assert [match.name for match in path.glob('*')] == ['a.txt']
   assert pickle.loads(pickle.dumps(path)) == path
 
 
-def test_a_reference_is_found_after_its_folders_moved_together(folder: pathlib.Path, monkeypatch):
+def test_a_reference_is_found_after_its_folders_moved_together(folder, monkeypatch):
   write_files('old/runs/tiny/a', 'old/runs/ft/a', 'elsewhere/runs/tiny/a')
   link = paths.link_to('old/runs/tiny', 'old/runs/ft')
   absolute = str(folder / 'old' / 'runs' / 'tiny')
@@ -202,7 +200,7 @@ def test_names_of_one_folder_in_a_bucket_are_the_same(name: str):
   assert paths.is_same(name, 'gs://b/runs/tiny') and not paths.is_same(name, 'gs://c/runs/tiny')
 
 
-def test_names_of_one_file_are_the_same_value(folder: pathlib.Path, monkeypatch):
+def test_names_of_one_file_are_the_same_value(folder, monkeypatch):
   monkeypatch.setenv('HOME', str(folder))
   write_files('runs/tiny/a')
   (folder / 'link').symlink_to('runs')

@@ -9,7 +9,7 @@ import pytest
 from minilm_jax.core import distributed, progress
 
 
-def test_progress_prints_few_lines_on_standard_error(capsys: pytest.CaptureFixture[str]):
+def test_progress_prints_few_lines_on_standard_error(capsys):
   with progress.track_progress('reading', total=1000, unit='rows') as update:
     for done in range(1, 1001):
       update(done=done, note='loss 6.2')
@@ -19,9 +19,7 @@ def test_progress_prints_few_lines_on_standard_error(capsys: pytest.CaptureFixtu
   assert len(err.splitlines()) <= 2  # a line each ten seconds, and the last line
 
 
-def test_remaining_time_ignores_earlier_units(
-  capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_remaining_time_ignores_earlier_units(capsys, monkeypatch):
   clock = iter((100.0, 120.0))
   monkeypatch.setattr(progress.time, 'monotonic', lambda: next(clock))
   with progress.track_progress('training', total=100, unit='updates', done=50) as update:
@@ -29,13 +27,13 @@ def test_remaining_time_ignores_earlier_units(
   assert '0:00:20 spent, 0:01:20 left' in capsys.readouterr().err
 
 
-def test_an_unknown_total_has_no_remaining_time(capsys: pytest.CaptureFixture[str]):
+def test_an_unknown_total_has_no_remaining_time(capsys):
   with progress.track_progress('reading', total=0, unit='bytes') as update:
     update(done=5)
   assert 'left' not in capsys.readouterr().err
 
 
-def test_only_process_0_prints(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_only_process_0_prints(capsys, monkeypatch):
   monkeypatch.setattr(distributed, 'is_primary', lambda: False)
   progress.log('training')
   with progress.track_progress('training', total=1, unit='updates') as update:
@@ -43,7 +41,7 @@ def test_only_process_0_prints(capsys: pytest.CaptureFixture[str], monkeypatch: 
   assert capsys.readouterr() == ('', '')
 
 
-def test_results_are_strict_json(capsys: pytest.CaptureFixture[str]):
+def test_results_are_strict_json(capsys):
   result = {'loss': float('nan'), 'parts': [float('inf'), np.float32(0.5)], 'steps': np.int64(3)}
   progress.print_result(result)
   expected = {'loss': None, 'parts': [None, 0.5], 'steps': 3}

@@ -279,9 +279,7 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_stored_recipe_is_data(
-  kind: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_stored_recipe_is_data(kind: str, tmp_path, monkeypatch):
   """Any content of a config.json gives a configuration or a short InputError, and runs no code."""
   (tmp_path / 'evil.py').write_text('raise SystemExit("the stored recipe was executed")')
   monkeypatch.chdir(tmp_path)
@@ -321,15 +319,13 @@ def test_a_stored_recipe_is_data(
     ('{"kind": ["pretrain"]}', 'kind'),
   ],
 )
-def test_an_invalid_config_json_is_refused(content: str, part: str, tmp_path: pathlib.Path):
+def test_an_invalid_config_json_is_refused(content: str, part: str, tmp_path):
   (tmp_path / run_dir.CONFIG).write_text(content)
   with pytest.raises(InputError, match=part):
     pretrained.load_config(tmp_path)
 
 
-def test_a_stored_recipe_path_is_not_executed(
-  tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch
-):
+def test_a_stored_recipe_path_is_not_executed(tiny_run, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   (tmp_path / 'evil.py').write_text('raise SystemExit("the stored recipe was executed")')
   shutil.copytree(tiny_run, tmp_path / 'run')

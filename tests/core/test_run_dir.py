@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import os
-import pathlib
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from minilm_jax.core import distributed, files, run_dir
 from minilm_jax.core.errors import InputError
 
 
-def test_json_is_restored_and_no_other_file_remains(tmp_path: pathlib.Path):
+def test_json_is_restored_and_no_other_file_remains(tmp_path):
   path = tmp_path / 'result.json'
   value = {
     'loss': np.float32(6.5),
@@ -34,7 +33,7 @@ def test_json_is_restored_and_no_other_file_remains(tmp_path: pathlib.Path):
   assert [p.name for p in tmp_path.iterdir()] == ['result.json']
 
 
-def test_a_failed_write_keeps_the_old_file(tmp_path: pathlib.Path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
   path = tmp_path / 'result.json'
   files.write_json(path, {'old': 1})
   with pytest.raises(TypeError):
@@ -42,7 +41,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: pathlib.Path):
   assert files.read_json(path, 'a result') == {'old': 1}
 
 
-def test_nan_and_infinity_become_null(tmp_path: pathlib.Path):
+def test_nan_and_infinity_become_null(tmp_path):
   run_dir.append_line(
     tmp_path / 'log', {'a': math.inf, 'b': [-math.inf, math.nan], 'c': np.float64('nan')}
   )
@@ -54,14 +53,14 @@ def test_nan_and_infinity_become_null(tmp_path: pathlib.Path):
   assert record == {'a': None, 'b': [None, None], 'c': None}
 
 
-def test_a_failed_rename_leaves_no_partial_file(tmp_path: pathlib.Path):
+def test_a_failed_rename_leaves_no_partial_file(tmp_path):
   (tmp_path / 'result.json').mkdir()
   with pytest.raises(OSError):
     files.write_json(tmp_path / 'result.json', {'a': 1})
   assert [path.name for path in tmp_path.iterdir()] == ['result.json']
 
 
-def test_a_file_is_renamed_after_fsync(tmp_path: pathlib.Path, monkeypatch):
+def test_a_file_is_renamed_after_fsync(tmp_path, monkeypatch):
   def fail(_: int) -> None:
     assert not (tmp_path / 'a').exists()
     raise OSError(errno.EIO, 'disk error')
@@ -73,7 +72,7 @@ def test_a_file_is_renamed_after_fsync(tmp_path: pathlib.Path, monkeypatch):
 
 
 @pytest.mark.parametrize('content', [None, b'{"a": ', b'\xff\xfe', b''])
-def test_unreadable_json_is_refused(tmp_path: pathlib.Path, content: bytes | None):
+def test_unreadable_json_is_refused(tmp_path, content: bytes | None):
   path = tmp_path / 'manifest.json'
   if content is not None:
     path.write_bytes(content)
@@ -82,7 +81,7 @@ def test_unreadable_json_is_refused(tmp_path: pathlib.Path, content: bytes | Non
   assert error.value.asked == 'the manifest of a corpus'
 
 
-def test_a_truncated_log_loses_at_most_one_line(tmp_path: pathlib.Path):
+def test_a_truncated_log_loses_at_most_one_line(tmp_path):
   full_log = tmp_path / 'full.jsonl'
   records = [{'step': step, 'note': 'naïve'} for step in range(5)]
   for record in records:
@@ -96,18 +95,18 @@ def test_a_truncated_log_loses_at_most_one_line(tmp_path: pathlib.Path):
     assert records_read == records[: len(records_read)] and len(records_read) >= text.count('\n')
 
 
-def test_a_missing_log_is_empty(tmp_path: pathlib.Path):
+def test_a_missing_log_is_empty(tmp_path):
   assert not list(run_dir.read_lines(tmp_path / 'none.jsonl'))
 
 
-def test_an_invalid_line_inside_a_log_is_refused(tmp_path: pathlib.Path):
+def test_an_invalid_line_inside_a_log_is_refused(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   path.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
   with pytest.raises(InputError, match='line 2'):
     list(run_dir.read_lines(path))
 
 
-def test_a_log_is_filtered_and_continued(tmp_path: pathlib.Path):
+def test_a_log_is_filtered_and_continued(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   for step in range(4):
     run_dir.append_line(path, {'step': step})
@@ -118,13 +117,13 @@ def test_a_log_is_filtered_and_continued(tmp_path: pathlib.Path):
 
 
 @pytest.mark.parametrize('size', [0, 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
-def test_the_hash_covers_all_bytes(tmp_path: pathlib.Path, size: int):
+def test_the_hash_covers_all_bytes(tmp_path, size: int):
   content = bytes(i % 251 for i in range(size))
   (tmp_path / 'file').write_bytes(content)
   assert files.hash_file(tmp_path / 'file') == hashlib.sha256(content).hexdigest()
 
 
-def test_a_run_is_reopened_with_the_same_recipe_only(tmp_path: pathlib.Path):
+def test_a_run_is_reopened_with_the_same_recipe_only(tmp_path):
   config = {'kind': 'pretrain', 'seeds': (0, 1), 'model': {'hidden_size': 32, 'clip': 1.0}}
   workdir = run_dir.open_run(tmp_path / 'a' / 'run', config)
   stored = (workdir / run_dir.CONFIG).read_bytes()
@@ -144,7 +143,7 @@ def test_a_run_is_reopened_with_the_same_recipe_only(tmp_path: pathlib.Path):
   assert (workdir / run_dir.CONFIG).read_bytes() == stored
 
 
-def test_the_checkpoint_of_a_run_may_have_any_of_its_names(tmp_path: pathlib.Path, monkeypatch):
+def test_the_checkpoint_of_a_run_may_have_any_of_its_names(tmp_path, monkeypatch):
   """Absolute and relative names are equivalent, also after all runs moved; other runs are not."""
   for name in ('old/runs/tiny', 'old/runs/b', 'elsewhere/runs/tiny'):
     (tmp_path / name).mkdir(parents=True)
@@ -173,7 +172,7 @@ def test_the_checkpoint_of_a_run_may_have_any_of_its_names(tmp_path: pathlib.Pat
     reopen('elsewhere', new / 'runs' / 'tiny', new / 'runs' / 'ft', str(new / 'x.csv'))
 
 
-def test_the_corpus_of_a_run_is_found_after_both_moved(tmp_path: pathlib.Path, monkeypatch):
+def test_the_corpus_of_a_run_is_found_after_both_moved(tmp_path, monkeypatch):
   for name in ('old/corpora/a', 'old/runs/tiny', 'elsewhere/corpora/a'):
     (tmp_path / name).mkdir(parents=True)
   hashes = {'corpus': 'c', 'tokenizer': 't'}
@@ -189,13 +188,13 @@ def test_the_corpus_of_a_run_is_found_after_both_moved(tmp_path: pathlib.Path, m
     (tmp_path / 'new').rename(tmp_path / 'old')
 
 
-def test_a_file_in_place_of_a_run_is_refused(tmp_path: pathlib.Path):
+def test_a_file_in_place_of_a_run_is_refused(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='--workdir'):
     run_dir.open_run(tmp_path / 'file', {})
 
 
-def test_only_process_0_writes_and_others_check_its_files(tmp_path: pathlib.Path, monkeypatch):
+def test_only_process_0_writes_and_others_check_its_files(tmp_path, monkeypatch):
   files.write_json(tmp_path / 'there.json', {'by': 0})
   monkeypatch.setattr(distributed, 'is_primary', lambda: False)
   files.write_json(tmp_path / 'there.json', {'by': 1})

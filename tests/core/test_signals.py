@@ -38,7 +38,7 @@ def send(number: int) -> None:
     (signal.SIGUSR1, 138, 'SIGUSR1'),
   ],
 )
-def test_a_flagged_signal_lets_the_block_end(number: int, status: int, name: str, handlers: list):
+def test_a_flagged_signal_lets_the_block_end(number: int, status: int, name: str, handlers):
   is_finished = False
   with pytest.raises(signals.Interrupted, match=f'stopped by {name}; ') as error:
     with signals.note_signals() as flag:
@@ -54,7 +54,7 @@ def test_a_flagged_signal_lets_the_block_end(number: int, status: int, name: str
   assert [signal.getsignal(number) for number in SIGNALS] == handlers
 
 
-def test_without_a_signal_handlers_are_restored(handlers: list):
+def test_without_a_signal_handlers_are_restored(handlers):
   with signals.raise_on_signals(), signals.note_signals() as flag:
     pass
   assert not flag.number and [signal.getsignal(number) for number in SIGNALS] == handlers
@@ -80,7 +80,7 @@ def test_consecutive_blocks_each_flag_their_first_signal():
         raise signals.InterruptedAfterSave(flag.number, ' at update 4')
 
 
-def test_other_threads_keep_the_handlers(handlers: list):
+def test_other_threads_keep_the_handlers(handlers):
   state = []
 
   def block() -> None:
@@ -101,7 +101,7 @@ def test_ignored_signals_stay_ignored():
     assert not flag.number
 
 
-def test_a_notice_of_slurm_asks_for_a_save_alone(monkeypatch: pytest.MonkeyPatch):
+def test_a_notice_of_slurm_asks_for_a_save_alone(monkeypatch):
   monkeypatch.setenv('SLURM_JOB_ID', '7')
   with signals.raise_on_signals(), signals.note_signals() as flag:
     assert not flag.take_save_request()

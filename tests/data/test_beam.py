@@ -1,6 +1,5 @@
 """Filtering by Apache Beam: the bytes equal a local build, and failures give one error."""
 
-import pathlib
 import signal
 
 import pytest
@@ -104,7 +103,7 @@ def test_a_signal_during_the_work_of_a_local_runner_is_raised(tmp_path, monkeypa
   assert not (tmp_path / 'run' / '.work' / 'beam').exists()
 
 
-def test_an_empty_split_gives_the_error_of_a_local_build(tmp_path: pathlib.Path):
+def test_an_empty_split_gives_the_error_of_a_local_build(tmp_path):
   limits = {'vocabulary.min_words_per_sentence': 500, 'vocabulary.min_words_per_span': 500}
   config, errors = make_corpus_config(write_sources(tmp_path), **limits), []
   for options in (FAST, ''):

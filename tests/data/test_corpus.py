@@ -21,7 +21,7 @@ Damage = Callable[[pathlib.Path, dict[str, Any]], None]  # changes a shard and a
 
 
 @pytest.mark.parametrize('split', SPLITS)
-def test_a_split_has_the_tokens_of_its_files(tiny_corpus: pathlib.Path, split: str):
+def test_a_split_has_the_tokens_of_its_files(tiny_corpus, split: str):
   manifest = corpus.read_manifest(tiny_corpus)
   loaded, shards = corpus.load_split(tiny_corpus, split), manifest['splits'][split]['shards']
   tokens = np.concatenate([np.load(tiny_corpus / shard['file']) for shard in shards])
@@ -111,9 +111,7 @@ def empty_the_split(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
     (empty_the_split, 'no rows'),
   ],
 )
-def test_a_damaged_folder_is_refused(
-  damage: Damage, message: str, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_a_damaged_folder_is_refused(damage: Damage, message: str, tiny_corpus, tmp_path):
   """Damages the first shard of the test split or the manifest."""
   folder = shutil.copytree(tiny_corpus, tmp_path / 'corpus')
   manifest = json.loads((folder / run_dir.MANIFEST).read_text())
@@ -124,13 +122,13 @@ def test_a_damaged_folder_is_refused(
   assert message in refused.value.found
 
 
-def test_a_folder_may_have_any_spelling(tiny_corpus: pathlib.Path):
+def test_a_folder_may_have_any_spelling(tiny_corpus):
   folders = (epath.Path(tiny_corpus) / '.', f'{tiny_corpus}/')
   assert len({corpus.load_split(folder, 'test').rows for folder in folders}) == 1
 
 
 @pytest.mark.parametrize('content', [None, '{}', '[1]', '{"format"'])
-def test_a_folder_that_is_not_a_corpus_is_refused(content: str | None, tmp_path: pathlib.Path):
+def test_a_folder_that_is_not_a_corpus_is_refused(content: str | None, tmp_path):
   if content:
     (tmp_path / run_dir.MANIFEST).write_text(content)
   with pytest.raises(InputError, match='manifest.json'):
@@ -155,7 +153,7 @@ def test_a_fixed_order_never_changes():
   assert corpus.order_rows(12, 42).tolist() == [7, 4, 0, 2, 11, 10, 6, 5, 1, 8, 3, 9]
 
 
-def test_smaller_subsets_are_inside_larger_ones(tiny_corpus: pathlib.Path):
+def test_smaller_subsets_are_inside_larger_ones(tiny_corpus):
   corpus_files = corpus.CorpusFiles(tiny_corpus, 'train')
 
   def select(rows: int = 0, tokens: int = 0) -> set[int]:
@@ -170,7 +168,7 @@ def test_smaller_subsets_are_inside_larger_ones(tiny_corpus: pathlib.Path):
   assert by_tokens[0] < by_tokens[1] < by_tokens[2] == select(len(by_tokens[2]))
 
 
-def test_a_subset_by_tokens_is_at_most_a_row_smaller(tiny_corpus: pathlib.Path):
+def test_a_subset_by_tokens_is_at_most_a_row_smaller(tiny_corpus):
   corpus_files = corpus.CorpusFiles(tiny_corpus, 'train')
   manifest = corpus_files.manifest
   row_tokens = corpus.count_row_tokens(corpus_files)
@@ -183,7 +181,7 @@ def test_a_subset_by_tokens_is_at_most_a_row_smaller(tiny_corpus: pathlib.Path):
 
 
 @pytest.mark.parametrize('name', ['rows', 'tokens'])
-def test_a_subset_larger_than_the_training_split_is_refused(name: str, tiny_corpus: pathlib.Path):
+def test_a_subset_larger_than_the_training_split_is_refused(name: str, tiny_corpus):
   manifest = corpus.read_manifest(tiny_corpus)
   size = manifest['splits']['train'][name]
   corpus.check_subset(SubsetConfig(**{name: size}), manifest, tiny_corpus)
@@ -192,7 +190,7 @@ def test_a_subset_larger_than_the_training_split_is_refused(name: str, tiny_corp
   assert f'subset.{name}={size + 1:,}' in refused.value.asked
 
 
-def test_a_subset_smaller_than_a_row_or_of_two_sizes_is_refused(tiny_corpus: pathlib.Path):
+def test_a_subset_smaller_than_a_row_or_of_two_sizes_is_refused(tiny_corpus):
   manifest = corpus.read_manifest(tiny_corpus)
   with pytest.raises(InputError, match='subset.tokens=63'):
     corpus.check_subset(SubsetConfig(tokens=63), manifest, tiny_corpus)
@@ -200,7 +198,7 @@ def test_a_subset_smaller_than_a_row_or_of_two_sizes_is_refused(tiny_corpus: pat
     SubsetConfig(rows=3, tokens=630)
 
 
-def test_a_subset_is_measured_by_its_rows_and_tokens(tiny_corpus: pathlib.Path):
+def test_a_subset_is_measured_by_its_rows_and_tokens(tiny_corpus):
   manifest = corpus.read_manifest(tiny_corpus)
   row_tokens = corpus.count_row_tokens(corpus.CorpusFiles(tiny_corpus, 'train'))
   for rows in (len(row_tokens), 24):

@@ -35,7 +35,7 @@ def refuse(*sources: object, **changes: object) -> str:
 
 
 @pytest.fixture
-def book(tmp_path: pathlib.Path) -> pathlib.Path:
+def book(tmp_path) -> pathlib.Path:
   """Two documents of two lines each, the second with white space to keep."""
   path = tmp_path / 'book.txt'
   path.write_bytes(b'a\nb\n\n\nc  d \r\n e\n')
@@ -110,7 +110,7 @@ def test_sources_keep_their_order_and_are_read_once(tmp_path, book):
   ],
 )
 def test_names_of_files_are_literal_or_patterns(
-  source: str, texts: list[str], tmp_path: pathlib.Path, monkeypatch
+  source: str, texts: list[str], tmp_path, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)
   for name, text in (

@@ -1,7 +1,6 @@
 """Filter shards: merged shards equal the result of one process, in any order of work."""
 
 import collections
-import pathlib
 import random
 
 import numpy as np
@@ -15,7 +14,7 @@ from tests.filter_cases import WORDS, make_corpus_config, read_files, write_sour
 
 
 @pytest.fixture
-def work(tmp_path: pathlib.Path) -> epath.Path:
+def work(tmp_path) -> epath.Path:
   folder = epath.Path(tmp_path) / 'work'
   folder.mkdir()
   return folder

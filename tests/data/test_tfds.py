@@ -1,7 +1,6 @@
 """TFDS data sets: lookup by name and version, reading without TensorFlow, no code from data."""
 
 import json
-import pathlib
 import shutil
 import sys
 
@@ -30,7 +29,7 @@ def test_slices_of_a_split_are_rounded_and_have_every_example_once(
   assert sorted(rows[0] + rows[1]) == ['größe 0', 'größe 1', 'größe 2']
 
 
-def test_a_folder_may_have_brackets_in_its_name(tfds_folder, tmp_path: pathlib.Path):
+def test_a_folder_may_have_brackets_in_its_name(tfds_folder, tmp_path):
   folder = shutil.copytree(tfds_folder, tmp_path / 'data [1]')
   rows = tfds.read_examples(tfds.find_dataset('tiny', str(folder)), 'train')
   assert [row['text'] for row in rows] == ['größe 0', 'größe 1', 'größe 2']
@@ -82,7 +81,7 @@ TFDS_CLASS = 'tensorflow_datasets.core.features.features_dict.FeaturesDict'
     None,  # the prepared features with another module
   ],
 )
-def test_a_data_set_runs_no_code(tfds_folder, tmp_path: pathlib.Path, monkeypatch, features):
+def test_a_data_set_runs_no_code(tfds_folder, tmp_path, monkeypatch, features):
   folder = tmp_path / 'tiny' / '10.0.0'
   shutil.copytree(tfds_folder / 'tiny' / '10.0.0', folder)
   path = folder / 'features.json'

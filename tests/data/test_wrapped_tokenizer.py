@@ -1,7 +1,6 @@
 """Wrapped tokenizers: the pieces of the library `tokenizers` under our ids and notation."""
 
 import json
-import pathlib
 import sys
 from typing import Any
 
@@ -44,9 +43,7 @@ def wrap(trained: Any, special: tuple[str, ...], between: int = 2) -> Tokenizer:
 
 
 @pytest.mark.parametrize('kind', TRAINERS)
-def test_pieces_equal_the_library_and_special_ids_come_first(
-  kind: str, library, tmp_path: pathlib.Path
-):
+def test_pieces_equal_the_library_and_special_ids_come_first(kind: str, library, tmp_path):
   trained, special = train(library, kind)
   wrapped = wrap(trained, special)
   pieces = [wrapped.piece(i) for i in range(wrapped.size)]
@@ -166,7 +163,7 @@ def replace_special(pack: dict, value: Any) -> None:
     (lambda pack: pack['tokenizer'].update(normalizer={'type': 'Nothing'}), 'tokenizers'),
   ],
 )
-def test_a_damaged_file_is_refused(damage, message: str, library, tmp_path: pathlib.Path):
+def test_a_damaged_file_is_refused(damage, message: str, library, tmp_path):
   pack = json.loads(wrap(*train(library, 'WordPiece')).model)
   if not isinstance(damage, bytes):
     damage(pack)
@@ -176,7 +173,7 @@ def test_a_damaged_file_is_refused(damage, message: str, library, tmp_path: path
     load_tokenizer(tmp_path / 'tokenizer.model')
 
 
-def test_other_special_pieces_are_refused(library, tmp_path: pathlib.Path):
+def test_other_special_pieces_are_refused(library, tmp_path):
   pack = json.loads(wrap(*train(library, 'WordPiece')).model)
   pack['special'] = dict(sorted(pack['special'].items()))
   (tmp_path / 'tokenizer.model').write_bytes(json.dumps(pack).encode())
@@ -184,9 +181,7 @@ def test_other_special_pieces_are_refused(library, tmp_path: pathlib.Path):
     load_tokenizer(tmp_path / 'tokenizer.model')
 
 
-def test_the_error_without_the_library_names_it(
-  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_error_without_the_library_names_it(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, 'tokenizers', None)
   model = pack_tokenizer({'model': {'type': 'WordPiece'}}, {}, 1)
   (tmp_path / 'tokenizer.model').write_bytes(model)

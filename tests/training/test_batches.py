@@ -1,6 +1,5 @@
 """Rows from files equal the rows of the resident corpus, and are read one chunk ahead."""
 
-import pathlib
 import time
 
 import jax
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.mark.parametrize('members', [1, 3])
-def test_both_sources_give_the_same_batches(members: int, tiny_corpus: pathlib.Path):
+def test_both_sources_give_the_same_batches(members: int, tiny_corpus):
   """Rows are equal for every member, within an epoch and across its end."""
   config = make_run_config(tiny_corpus, corpus_placement='host', **{'population.members': members})
   program, resident_rows = build_program(config), corpus.load_split(tiny_corpus, 'train')
@@ -47,9 +46,7 @@ def test_both_sources_give_the_same_batches(members: int, tiny_corpus: pathlib.P
 
 
 @pytest.mark.parametrize('changes', [{}, {'population.members': 2, 'mesh.data': 2}], ids=str)
-def test_a_run_does_not_depend_on_the_placement(
-  changes: dict[str, int], tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_a_run_does_not_depend_on_the_placement(changes: dict[str, int], tiny_corpus, tmp_path):
   """The last chunk may be shorter, and devices may share a batch."""
   states = []
   for placement in ('device', 'host'):
@@ -71,7 +68,7 @@ def test_a_run_does_not_depend_on_the_placement(
     np.testing.assert_allclose(other[name], leaf, atol=5e-5, err_msg=name)
 
 
-def test_the_next_chunk_is_read_ahead(tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_next_chunk_is_read_ahead(tiny_corpus, monkeypatch):
   """A finished read causes no wait; no chunk is read past the end."""
   config = make_run_config(tiny_corpus, corpus_placement='host')
   program, steps_read = build_program(config), []
@@ -92,9 +89,7 @@ def test_the_next_chunk_is_read_ahead(tiny_corpus: pathlib.Path, monkeypatch: py
   assert len(steps_read) == 2 and UPDATES == 12
 
 
-def test_a_corpus_larger_than_half_of_the_free_memory_stays_in_files(
-  tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_corpus_larger_than_half_of_the_free_memory_stays_in_files(tiny_corpus, monkeypatch):
   program = build_program(make_run_config(tiny_corpus))
   size = corpus.load_split(tiny_corpus, 'train').tokens.nbytes
   for free, expected in ((None, True), (2 * size, True), (2 * size - 2, False)):
@@ -115,7 +110,7 @@ def test_files_of_several_shards_are_one_array():
 
 
 @pytest.mark.parametrize('placement', ['device', 'host'])
-def test_batches_have_only_rows_of_the_subset(placement: str, tiny_corpus: pathlib.Path):
+def test_batches_have_only_rows_of_the_subset(placement: str, tiny_corpus):
   config = make_run_config(tiny_corpus, corpus_placement=placement, **{'subset.rows': 24})
   corpus_files = corpus.CorpusFiles(tiny_corpus, 'train')
   selected = corpus_files[corpus.select_rows(config.subset, corpus_files)]

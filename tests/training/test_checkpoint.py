@@ -76,7 +76,7 @@ ONE, EIGHT, SPLIT = {'data': 1}, {'data': 8}, {'data': 4, 'model': 2}
 
 
 @pytest.fixture(scope='module')
-def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[pathlib.Path, train_step.TrainState]:
+def saved(tmp_path_factory) -> tuple[pathlib.Path, train_step.TrainState]:
   """A run directory with a checkpoint from eight devices, with some arrays split over two."""
   folder, state = tmp_path_factory.mktemp('saved'), draw_state(run_config(SPLIT))
   with checkpoint.open_writer(folder, 2) as writer:
@@ -94,7 +94,7 @@ def test_a_state_is_restored_bit_for_bit_on_any_mesh(mesh: dict[str, int], saved
     assert leaf.sharding == expected.sharding and leaf.dtype == expected.dtype
 
 
-def test_a_save_is_not_affected_by_the_next_chunk(tmp_path: pathlib.Path):
+def test_a_save_is_not_affected_by_the_next_chunk(tmp_path):
   """The next chunk takes the donated arrays while the copies are written."""
   state = draw_state(run_config(EIGHT))
   before = bits(state)
@@ -105,7 +105,7 @@ def test_a_save_is_not_affected_by_the_next_chunk(tmp_path: pathlib.Path):
   assert bits(checkpoint.restore(tmp_path, shapes(run_config(ONE)), 5)) == before
 
 
-def test_the_last_saves_stay_and_a_step_is_saved_once(tmp_path: pathlib.Path):
+def test_the_last_saves_stay_and_a_step_is_saved_once(tmp_path):
   config = run_config(ONE)
   assert checkpoint.latest_step(tmp_path) is None
   with checkpoint.open_writer(tmp_path, 2) as writer:
@@ -119,7 +119,7 @@ def test_the_last_saves_stay_and_a_step_is_saved_once(tmp_path: pathlib.Path):
   assert len(list((tmp_path / checkpoint.FOLDER).iterdir())) == 2
 
 
-def test_an_incomplete_save_is_ignored_and_deleted(tmp_path: pathlib.Path):
+def test_an_incomplete_save_is_ignored_and_deleted(tmp_path):
   with checkpoint.open_writer(tmp_path, 2) as writer:
     writer.save(draw_state(run_config(ONE)), 5)
   folder = tmp_path / checkpoint.FOLDER
@@ -136,9 +136,7 @@ LOSSES = {4: 3.0, 8: 2.0, 12: 2.5, 16: 2.0, 20: 2.7}
 
 
 @pytest.mark.parametrize('stops', [(), (4, 6, 8, 12, 16, 20), (12,)])
-def test_the_last_and_the_best_stay_regardless_of_interruptions(
-  stops: tuple[int, ...], tmp_path: pathlib.Path
-):
+def test_the_last_and_the_best_stay_regardless_of_interruptions(stops: tuple[int, ...], tmp_path):
   """Steps 6 and 22 have no validation loss."""
   done = 0
   for stop in (*stops, 22):
@@ -155,7 +153,7 @@ def test_the_last_and_the_best_stay_regardless_of_interruptions(
   assert checkpoint.list_steps(tmp_path) == [16, 22]
 
 
-def test_surplus_checkpoints_of_a_killed_process_are_deleted(tmp_path: pathlib.Path):
+def test_surplus_checkpoints_of_a_killed_process_are_deleted(tmp_path):
   """The process was killed while it deleted a checkpoint."""
   for step in (4, 8):
     with checkpoint.open_writer(tmp_path, 2) as writer:
@@ -181,7 +179,7 @@ def test_another_model_is_refused_by_path(changes: dict[str, Any], values: list[
   assert all(value in error.value.found for value in values), error.value.found
 
 
-def test_a_checkpoint_without_arrays_is_refused(tmp_path: pathlib.Path):
+def test_a_checkpoint_without_arrays_is_refused(tmp_path):
   like = shapes(run_config(ONE))
   (tmp_path / checkpoint.FOLDER / '7').mkdir(parents=True)
   for restoring in (
@@ -219,15 +217,13 @@ def test_a_part_of_another_shape_is_refused(saved):
     checkpoint.restore_part(saved[0], part, 'model.encoder')
 
 
-def test_a_run_without_a_checkpoint_is_refused(tmp_path: pathlib.Path):
+def test_a_run_without_a_checkpoint_is_refused(tmp_path):
   with pytest.raises(InputError, match=str(tmp_path)):
     checkpoint.restore_part(tmp_path, {}, 'model')
 
 
 @pytest.mark.parametrize('data', [1, pytest.param(8, marks=pytest.mark.slow)])
-def test_running_statistics_are_saved_and_restored(
-  data: int, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_running_statistics_are_saved_and_restored(data: int, tiny_corpus, tmp_path):
   """A resumed run equals an uninterrupted run bit for bit."""
   program = build_program(
     tiny_config.make_run_config(tiny_corpus, **tiny_config.CONVOLUTION, **{'mesh.data': data})
@@ -270,7 +266,7 @@ def test_a_process_with_one_device_restores_a_checkpoint_of_eight(saved):
   assert done.stdout.split() == ['1', str(expected), str(expected)]
 
 
-def test_a_signal_during_a_restore_is_raised_afterwards(saved: tuple, monkeypatch):
+def test_a_signal_during_a_restore_is_raised_afterwards(saved, monkeypatch):
   """Orbax converts exceptions that a signal handler raises during a read."""
   workdir, _ = saved
   read = checkpoint.ocp.StandardCheckpointer.restore
@@ -291,7 +287,7 @@ def test_a_signal_during_a_restore_is_raised_afterwards(saved: tuple, monkeypatc
 
 
 @pytest.fixture
-def step_folder(tmp_path: pathlib.Path) -> pathlib.Path:
+def step_folder(tmp_path) -> pathlib.Path:
   """A folder with the files of a checkpoint."""
   folder = tmp_path / '8'
   (folder / 'default' / 'd').mkdir(parents=True)
@@ -301,7 +297,7 @@ def step_folder(tmp_path: pathlib.Path) -> pathlib.Path:
   return folder
 
 
-def test_an_unchanged_checkpoint_is_intact(step_folder: pathlib.Path):
+def test_an_unchanged_checkpoint_is_intact(step_folder):
   assert checkpoint.has_checksums(step_folder) and checkpoint.find_damage(step_folder) == ''
   checksums = json.loads((step_folder / checkpoint.CHECKSUMS).read_text())['files']
   assert sorted(checksums) == ['METADATA', 'default/d/numbers']
@@ -326,14 +322,14 @@ def test_an_unchanged_checkpoint_is_intact(step_folder: pathlib.Path):
   ],
 )
 def test_a_changed_file_is_named(
-  change: Callable[[pathlib.Path], None], sizes: list[str], step_folder: pathlib.Path
+  change: Callable[[pathlib.Path], None], sizes: list[str], step_folder
 ):
   change(step_folder / 'default' / 'd' / 'numbers')
   damage = checkpoint.find_damage(step_folder)
   assert all(value in damage for value in ('default/d/numbers', *sizes))
 
 
-def test_every_flipped_bit_is_detected(step_folder: pathlib.Path):
+def test_every_flipped_bit_is_detected(step_folder):
   file = step_folder / 'default' / 'd' / 'numbers'
   data = file.read_bytes()
   for bit in range(0, 8 * len(data), 61):
@@ -345,7 +341,7 @@ def test_every_flipped_bit_is_detected(step_folder: pathlib.Path):
   assert not checkpoint.find_damage(step_folder)
 
 
-def test_without_checksums_no_damage_is_detected(step_folder: pathlib.Path):
+def test_without_checksums_no_damage_is_detected(step_folder):
   # A killed process leaves a partial file.
   (step_folder / checkpoint.CHECKSUMS).rename(step_folder / f'.{checkpoint.CHECKSUMS}.partial')
   (step_folder / 'METADATA').unlink()
@@ -359,12 +355,12 @@ def test_without_checksums_no_damage_is_detected(step_folder: pathlib.Path):
 @pytest.mark.parametrize(
   'text', ['', '{', '[]', '{"files": []}', '{"files": {"a": 1}}', '{"files": {"a": {}}}', '\x00']
 )
-def test_unreadable_checksums_are_damage(text: str, step_folder: pathlib.Path):
+def test_unreadable_checksums_are_damage(text: str, step_folder):
   (step_folder / checkpoint.CHECKSUMS).write_text(text)
   assert 'checksums.json' in checkpoint.find_damage(step_folder)
 
 
-def test_files_outside_the_folder_are_not_read(step_folder: pathlib.Path):
+def test_files_outside_the_folder_are_not_read(step_folder):
   (step_folder.parent / 'secret').write_bytes(b'x')
   entry = {'bytes': 1, 'sha256': files.hash_file(step_folder.parent / 'secret')}
   (step_folder / checkpoint.CHECKSUMS).write_text(json.dumps({'files': {'../secret': entry}}))

@@ -40,7 +40,7 @@ def send_lines(sinks: str, workdir: pathlib.Path, times: int = 1) -> None:
       send([LINE, {**LINE, 'step': 4}])
 
 
-def test_json_lines_go_to_standard_output(tmp_path: pathlib.Path, capsys):
+def test_json_lines_go_to_standard_output(tmp_path, capsys):
   send_lines('json', tmp_path)
   out, err = capsys.readouterr()
   assert [json.loads(line) for line in out.splitlines()] == [LINE, {**LINE, 'step': 4}] and not err
@@ -52,7 +52,7 @@ def test_the_default_is_tensorboard():
   assert make_run_config(pathlib.Path('corpus')).log.sinks == ('tensorboard',)
 
 
-def test_only_the_first_process_writes(tmp_path: pathlib.Path, monkeypatch, capsys):
+def test_only_the_first_process_writes(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(distributed, '_process', 1)
   send_lines('json,tensorboard', tmp_path)
   assert capsys.readouterr() == ('', '') and not list(tmp_path.iterdir())
@@ -61,7 +61,7 @@ def test_only_the_first_process_writes(tmp_path: pathlib.Path, monkeypatch, caps
 @pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS])
 @pytest.mark.parametrize('name', ['__init__', 'append'])
 def test_a_failing_sink_is_reported_once_and_disabled(
-  name: str, number: int, tmp_path: pathlib.Path, monkeypatch, capsys
+  name: str, number: int, tmp_path, monkeypatch, capsys
 ):
   calls = []
 
@@ -77,7 +77,7 @@ def test_a_failing_sink_is_reported_once_and_disabled(
   assert err.count('\n') == 1 and 'tensorboard' in err and os.strerror(number) in err
 
 
-def test_a_sink_without_its_library_is_disabled(tmp_path: pathlib.Path, monkeypatch, capsys):
+def test_a_sink_without_its_library_is_disabled(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, 'tensorboardX', None)
   monkeypatch.setitem(sys.modules, 'tensorboardX.proto', None)
   send_lines('tensorboard', tmp_path, times=2)
@@ -85,7 +85,7 @@ def test_a_sink_without_its_library_is_disabled(tmp_path: pathlib.Path, monkeypa
   assert err.count('\n') == 1 and 'tensorboardX' in err
 
 
-def test_a_closed_pipe_does_not_stop_training(tmp_path: pathlib.Path, monkeypatch, capsys):
+def test_a_closed_pipe_does_not_stop_training(tmp_path, monkeypatch, capsys):
   read_end, write_end = os.pipe()
   os.close(read_end)
   with os.fdopen(write_end, 'w') as pipe:
@@ -143,7 +143,7 @@ def event_steps(folder: pathlib.Path, tag: str = 'train/loss') -> list[int]:
 
 
 @needs_tensorboardx
-def test_lines_become_scalars(tmp_path: pathlib.Path):
+def test_lines_become_scalars(tmp_path):
   """Finite metrics have tags with the split; the test split has no curve."""
   event_files = open_events(tmp_path, [])
   event_files.append([line(2, gradient_norm=1.5, learning_rate=0.25, parameter_norm=math.inf)])
@@ -159,7 +159,7 @@ def test_lines_become_scalars(tmp_path: pathlib.Path):
 
 
 @needs_tensorboardx
-def test_each_start_writes_the_event_files_again(tmp_path: pathlib.Path):
+def test_each_start_writes_the_event_files_again(tmp_path):
   """Lines after the last save are absent; times have no gap."""
   open_events(tmp_path, []).append([line(2), line(4), line(6)])
   first = list((tmp_path / EVENTS_FOLDER).iterdir())
@@ -179,7 +179,7 @@ def test_each_start_writes_the_event_files_again(tmp_path: pathlib.Path):
 
 
 @needs_tensorboardx
-def test_other_event_files_stay(tmp_path: pathlib.Path):
+def test_other_event_files_stay(tmp_path):
   other = tmp_path / EVENTS_FOLDER / 'events.out.tfevents.1700000000.host'
   other.parent.mkdir()
   other.write_bytes(b'')
@@ -190,7 +190,7 @@ def test_other_event_files_stay(tmp_path: pathlib.Path):
 
 
 @needs_tensorboardx
-def test_each_member_has_a_folder(tmp_path: pathlib.Path):
+def test_each_member_has_a_folder(tmp_path):
   event_files = open_events(tmp_path, [line(2, member=0), line(2, member=1)], members=2)
   event_files.append([line(4, member=1)])
   assert [
@@ -201,7 +201,7 @@ def test_each_member_has_a_folder(tmp_path: pathlib.Path):
 
 
 @needs_tensorboardx
-def test_tensorboard_reads_one_curve_after_a_restart(tmp_path: pathlib.Path):
+def test_tensorboard_reads_one_curve_after_a_restart(tmp_path):
   """A viewer that was open during the restart reads the same curve."""
   reader = pytest.importorskip(
     'tensorboard.backend.event_processing.event_accumulator',
@@ -282,7 +282,7 @@ def send_to_wandb(
   return library
 
 
-def test_a_wandb_run_has_recipe_and_metrics(tmp_path: pathlib.Path, monkeypatch, capsys):
+def test_a_wandb_run_has_recipe_and_metrics(tmp_path, monkeypatch, capsys):
   library = send_to_wandb(
     FakeWandb(), tmp_path / 'tiny', monkeypatch, **{'log.project': 'small ones'}
   )
@@ -302,7 +302,7 @@ def test_a_wandb_run_has_recipe_and_metrics(tmp_path: pathlib.Path, monkeypatch,
   assert 'https://wandb.ai/me/minilm/runs/x' in capsys.readouterr().err
 
 
-def test_the_next_start_resumes_the_wandb_run(tmp_path: pathlib.Path, monkeypatch):
+def test_the_next_start_resumes_the_wandb_run(tmp_path, monkeypatch):
   ids = [
     send_to_wandb(FakeWandb(), tmp_path, monkeypatch, **{'log.name': name}).calls_of('online')[0][
       'id'
@@ -323,7 +323,7 @@ def test_the_next_start_resumes_the_wandb_run(tmp_path: pathlib.Path, monkeypatc
   ],
 )
 def test_without_login_or_network_wandb_writes_files(
-  library: FakeWandb, reason: str, tmp_path: pathlib.Path, monkeypatch, capsys
+  library: FakeWandb, reason: str, tmp_path, monkeypatch, capsys
 ):
   """The sink logs one line and never prompts for a key."""
   send_to_wandb(library, tmp_path, monkeypatch)
@@ -334,9 +334,7 @@ def test_without_login_or_network_wandb_writes_files(
 
 
 @pytest.mark.parametrize('mode', ['offline', 'disabled'])
-def test_the_mode_of_the_environment_applies(
-  mode: str, tmp_path: pathlib.Path, monkeypatch, capsys
-):
+def test_the_mode_of_the_environment_applies(mode: str, tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('WANDB_MODE', mode)
   library = send_to_wandb(FakeWandb('login'), tmp_path, monkeypatch)
   assert len(library.calls_of(mode)) == 1 and not library.calls_of('login')
@@ -346,19 +344,19 @@ def test_the_mode_of_the_environment_applies(
 
 @pytest.mark.parametrize('refuses, logged', [('online,offline', 0), ('log', 1)])
 def test_training_continues_if_wandb_fails(
-  refuses: str, logged: int, tmp_path: pathlib.Path, monkeypatch, capsys
+  refuses: str, logged: int, tmp_path, monkeypatch, capsys
 ):
   library = send_to_wandb(FakeWandb(refuses), tmp_path, monkeypatch)
   assert len(library.calls_of('log')) == logged and len(library.calls_of('finish')) == logged
   assert capsys.readouterr().err.count(f'{refuses.rpartition(",")[2]}: no') == 1
 
 
-def test_a_failure_at_the_end_is_reported(tmp_path: pathlib.Path, monkeypatch, capsys):
+def test_a_failure_at_the_end_is_reported(tmp_path, monkeypatch, capsys):
   send_to_wandb(FakeWandb('finish'), tmp_path, monkeypatch)
   assert 'finish: no' in capsys.readouterr().err
 
 
-def test_the_key_is_neither_stored_nor_printed(tmp_path: pathlib.Path, monkeypatch, capsys):
+def test_the_key_is_neither_stored_nor_printed(tmp_path, monkeypatch, capsys):
   library = send_to_wandb(FakeWandb(), tmp_path, monkeypatch)
   assert KEY not in repr(library.calls) + ''.join(capsys.readouterr())
   assert not [
@@ -366,7 +364,7 @@ def test_the_key_is_neither_stored_nor_printed(tmp_path: pathlib.Path, monkeypat
   ]
 
 
-def test_a_failing_run_finishes_its_wandb_run(tmp_path: pathlib.Path, monkeypatch):
+def test_a_failing_run_finishes_its_wandb_run(tmp_path, monkeypatch):
   library = FakeWandb()
   monkeypatch.setitem(sys.modules, 'wandb', library)
   with pytest.raises(RuntimeError, match='the training'):

@@ -10,7 +10,7 @@ from minilm_jax.training import metrics_log
 from tests.tiny_config import make_run_config
 
 
-def test_spikes_are_listed_and_reported(tmp_path: pathlib.Path, capsys):
+def test_spikes_are_listed_and_reported(tmp_path, capsys):
   """Spikes follow from the lines alone, so a resumed run lists and reports the same."""
   config = make_run_config(pathlib.Path('corpus'), **{'population.members': 2})
   steady = [3.0, 3.02] * 6

@@ -27,7 +27,7 @@ FITTING = {'model.vocab_size': 520}  # as in `tiny_run`
   ],
 )
 def test_a_model_with_other_training_fits_its_origin(
-  changes: dict[str, Any], has_optimizer: bool, tiny_run: pathlib.Path, tiny_corpus: pathlib.Path
+  changes: dict[str, Any], has_optimizer: bool, tiny_run, tiny_corpus
 ):
   config = make_run_config(tiny_corpus, **{**FITTING, **changes})
   origin = Origin(str(tiny_run), None, has_optimizer)
@@ -61,9 +61,9 @@ def test_a_model_that_does_not_fit_its_origin_is_refused(
   step: int | None,
   found: str,
   remedy: str,
-  tiny_run: pathlib.Path,
-  tiny_corpus: pathlib.Path,
-  tmp_path: pathlib.Path,
+  tiny_run,
+  tiny_corpus,
+  tmp_path,
 ):
   """The error names the first field and lists all of them; nothing is written."""
   config = make_run_config(tiny_corpus, **{**FITTING, **changes})
@@ -74,9 +74,7 @@ def test_a_model_that_does_not_fit_its_origin_is_refused(
   assert not (tmp_path / 'run').exists()
 
 
-def test_rows_longer_than_a_table_of_positions_are_refused(
-  tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_rows_longer_than_a_table_of_positions_are_refused(tiny_run, tiny_corpus, tmp_path):
   folder = pathlib.Path(shutil.copytree(tiny_run, tmp_path / 'learned'))
   stored = json.loads((folder / run_dir.CONFIG).read_text())
   stored['model']['positions'] = 'learned'
@@ -88,9 +86,7 @@ def test_rows_longer_than_a_table_of_positions_are_refused(
     check_origin(make_run_config(tiny_corpus, **changes, **{'model.max_length': 128}), origin)
 
 
-def test_an_origin_is_intact_and_of_one_model(
-  tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_an_origin_is_intact_and_of_one_model(tiny_run, tiny_corpus, tmp_path):
   config = make_run_config(tiny_corpus, **FITTING)
   together = pathlib.Path(shutil.copytree(tiny_run, tmp_path / 'together'))
   stored = json.loads((together / run_dir.CONFIG).read_text())
@@ -107,7 +103,7 @@ def test_an_origin_is_intact_and_of_one_model(
   assert check_origin(config, Origin(str(folder), 4)) == 4
 
 
-def test_a_name_of_an_origin_has_one_step(tmp_path: pathlib.Path):
+def test_a_name_of_an_origin_has_one_step(tmp_path):
   assert parse_origin('') is None
   assert parse_origin('runs/a@40', True) == Origin('runs/a', 40, True)
   assert parse_origin('runs/a') == Origin('runs/a')
@@ -119,9 +115,7 @@ def test_a_name_of_an_origin_has_one_step(tmp_path: pathlib.Path):
 
 
 @pytest.fixture(scope='module')
-def started_run(
-  tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> pathlib.Path:
+def started_run(tiny_run, tiny_corpus, tmp_path_factory) -> pathlib.Path:
   """A run from step 8 of `tiny_run` with its optimizer, before its first step."""
   folder = tmp_path_factory.mktemp('started') / 'run'
   config = make_run_config(tiny_corpus, **{'model.vocab_size': 520})
@@ -130,9 +124,7 @@ def started_run(
   return folder
 
 
-def test_moments_come_from_the_origin(
-  started_run: pathlib.Path, tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, monkeypatch
-):
+def test_moments_come_from_the_origin(started_run, tiny_run, tiny_corpus, monkeypatch):
   """Counts of updates belong to moments, apart from that of the schedule."""
   config = make_run_config(tiny_corpus, **{'model.vocab_size': 520})
   start, _ = run.restore_or_init(config, epath.Path(started_run), program.build_program(config))
@@ -155,7 +147,7 @@ def test_moments_come_from_the_origin(
   ],
 )
 def test_the_origin_of_a_resumed_run_may_have_other_names(
-  make: Any, started_run: pathlib.Path, tiny_run: pathlib.Path, tiny_corpus: pathlib.Path
+  make: Any, started_run, tiny_run, tiny_corpus
 ):
   config = make_run_config(tiny_corpus)  # fits neither origin nor run, and is not compared
   assert resolve_origin(config, started_run, make(tiny_run)) == {}
@@ -170,13 +162,7 @@ def test_the_origin_of_a_resumed_run_may_have_other_names(
     (lambda run: Origin(str(run.parent), 8, True), 'with its optimizer'),
   ],
 )
-def test_another_origin_is_refused(
-  make: Any,
-  value: str,
-  started_run: pathlib.Path,
-  tiny_run: pathlib.Path,
-  tiny_corpus: pathlib.Path,
-):
+def test_another_origin_is_refused(make: Any, value: str, started_run, tiny_run, tiny_corpus):
   config = make_run_config(tiny_corpus, **{'model.vocab_size': 520})
   with pytest.raises(InputError) as refused:
     resolve_origin(config, started_run, make(tiny_run))
@@ -185,9 +171,7 @@ def test_another_origin_is_refused(
     resolve_origin(config, tiny_run, make(tiny_run))
 
 
-def test_changed_weights_of_an_origin_are_refused(
-  started_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_changed_weights_of_an_origin_are_refused(started_run, tiny_corpus, tmp_path):
   folder = pathlib.Path(shutil.copytree(started_run, tmp_path / 'run'))
   manifest = files.read_json(folder / run_dir.MANIFEST, 'manifest')
   files.write_json(

@@ -104,9 +104,7 @@ def test_a_schedule_is_a_function_of_the_recipe_and_the_step(
 
 
 @pytest.fixture(scope='module')
-def finished_run(
-  tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> pathlib.Path:
+def finished_run(tiny_corpus, tmp_path_factory) -> pathlib.Path:
   """A run without interruption."""
   folder = tmp_path_factory.mktemp('uninterrupted')
   run.pretrain(make_run_config(tiny_corpus), folder)
@@ -114,7 +112,7 @@ def finished_run(
 
 
 def test_early_evaluations_come_at_doublings_and_change_nothing(
-  finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+  finished_run, tiny_corpus, tmp_path
 ):
   config = make_run_config(tiny_corpus, **{'eval.first_at': 1, 'eval.every': 6})
   run.pretrain(config, tmp_path)
@@ -164,12 +162,7 @@ def call_at(
   ],
 )
 def test_a_resumed_run_equals_an_uninterrupted_run(
-  module: Any,
-  name: str,
-  call: int,
-  finished_run: pathlib.Path,
-  tiny_corpus: pathlib.Path,
-  tmp_path: pathlib.Path,
+  module: Any, name: str, call: int, finished_run, tiny_corpus, tmp_path
 ):
   """State and lines are equal; seconds of earlier starts count."""
   config = make_run_config(tiny_corpus)
@@ -195,9 +188,7 @@ def continue_config(folder: pathlib.Path, **changes: Any) -> RunConfig:
 
 
 @pytest.fixture(scope='module')
-def continued_run(
-  tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> pathlib.Path:
+def continued_run(tiny_run, tiny_corpus, tmp_path_factory) -> pathlib.Path:
   """A run without interruption that starts with the weights and the optimizer of `tiny_run`."""
   folder = tmp_path_factory.mktemp('continued')
   start = {'init_from': f'{tiny_run}@4', 'init_optimizer': True}
@@ -215,14 +206,7 @@ def continued_run(
   ],
 )
 def test_a_continued_run_resumes(
-  module: Any,
-  name: str,
-  call: int,
-  has_flags: bool,
-  continued_run: pathlib.Path,
-  tiny_run: pathlib.Path,
-  tiny_corpus: pathlib.Path,
-  tmp_path: pathlib.Path,
+  module: Any, name: str, call: int, has_flags: bool, continued_run, tiny_run, tiny_corpus, tmp_path
 ):
   """The origin is read at step 0 alone; the repeated command needs no flags."""
   config, copy = continue_config(tiny_corpus), tmp_path / 'origin'
@@ -241,7 +225,7 @@ def test_a_continued_run_resumes(
 
 
 def test_a_continued_run_has_the_weights_of_its_origin_and_a_log_of_its_own(
-  tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+  tiny_run, tiny_corpus, tmp_path
 ):
   """At a rate of 0, all members keep the weights."""
   config = continue_config(
@@ -272,9 +256,7 @@ def test_a_continued_run_has_the_weights_of_its_origin_and_a_log_of_its_own(
   assert json.loads((tmp_path / 'run' / run_dir.RESULT).read_text()) == result
 
 
-def test_a_continued_run_starts_at_the_loss_of_its_origin(
-  finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_a_continued_run_starts_at_the_loss_of_its_origin(finished_run, tiny_corpus, tmp_path):
   """Evaluations have the same masks, and an update at a rate of 0 changes nothing."""
   config = make_run_config(tiny_corpus, **{'optimizer.learning_rate': 0.0, 'num_steps': 4})
   run.pretrain(config, tmp_path, init_from=str(finished_run))
@@ -286,9 +268,7 @@ def test_a_continued_run_starts_at_the_loss_of_its_origin(
 
 
 @pytest.mark.parametrize('name', ['x [1]', 'a*b?', 'lr=3e-3,wd=0.1', 'tiny@2', 'größe 一'])
-def test_a_run_resumes_in_a_folder_of_any_name(
-  name: str, finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_a_run_resumes_in_a_folder_of_any_name(name: str, finished_run, tiny_corpus, tmp_path):
   config, folder = make_run_config(tiny_corpus), tmp_path / name / 'run'
   with pytest.MonkeyPatch.context() as patch:
     kill_at(3, patch, checkpoint.CheckpointWriter, 'save')
@@ -306,7 +286,7 @@ def test_a_run_resumes_in_a_folder_of_any_name(
 
 
 def test_a_run_without_remaining_steps_compiles_no_chunk(
-  finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch
+  finished_run, tiny_corpus, tmp_path, monkeypatch
 ):
   folder = shutil.copytree(finished_run, tmp_path / 'run')
   (folder / run_dir.RESULT).unlink()
@@ -326,12 +306,7 @@ def test_a_run_without_remaining_steps_compiles_no_chunk(
   ],
 )
 def test_a_signal_saves_at_the_end_of_the_chunk(
-  call: int,
-  number: int,
-  saved: list[int],
-  finished_run: pathlib.Path,
-  tiny_corpus: pathlib.Path,
-  tmp_path: pathlib.Path,
+  call: int, number: int, saved: list[int], finished_run, tiny_corpus, tmp_path
 ):
   """The resumed run equals an uninterrupted run; after the last checkpoint, nothing is saved."""
   config = make_run_config(tiny_corpus)
@@ -351,11 +326,7 @@ def test_a_signal_saves_at_the_end_of_the_chunk(
 
 
 def test_a_notice_of_slurm_saves_and_the_run_continues(
-  finished_run: pathlib.Path,
-  tiny_corpus: pathlib.Path,
-  tmp_path: pathlib.Path,
-  monkeypatch: pytest.MonkeyPatch,
-  capsys: pytest.CaptureFixture,
+  finished_run, tiny_corpus, tmp_path, monkeypatch, capsys
 ):
   monkeypatch.setenv('SLURM_JOB_ID', '7')
   config = make_run_config(tiny_corpus, **{'checkpoint.every': 12})
@@ -366,9 +337,7 @@ def test_a_notice_of_slurm_saves_and_the_run_continues(
   assert read_log(tmp_path) == read_log(finished_run)
 
 
-def test_a_run_whose_lock_another_process_took_stops(
-  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_run_whose_lock_another_process_took_stops(tiny_corpus, tmp_path, monkeypatch):
   """A process that lost its lock stops at the end of the chunk, without logging or saving."""
   monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
   is_noticed = threading.Event()
@@ -392,11 +361,7 @@ def test_a_run_whose_lock_another_process_took_stops(
 
 @pytest.mark.parametrize('damaged', [1, 2])
 def test_a_run_resumes_from_the_newest_intact_checkpoint(
-  damaged: int,
-  finished_run: pathlib.Path,
-  tiny_corpus: pathlib.Path,
-  tmp_path: pathlib.Path,
-  capsys,
+  damaged: int, finished_run, tiny_corpus, tmp_path, capsys
 ):
   """The run resumes from update 8 or from the start."""
   config = make_run_config(tiny_corpus)
@@ -412,9 +377,7 @@ def test_a_run_resumes_from_the_newest_intact_checkpoint(
   check_equals_finished(tmp_path, finished_run, config)
 
 
-def test_saves_by_the_clock_change_nothing_else(
-  finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_saves_by_the_clock_change_nothing_else(finished_run, tiny_corpus, tmp_path):
   for minutes, saved in ((1e-9, [2, 4, 6, 8, 10, 12]), (1e3, [4, 8, 12])):
     config = make_run_config(
       tiny_corpus, **{'checkpoint.every_minutes': minutes, 'checkpoint.keep_last': 9}
@@ -426,7 +389,7 @@ def test_saves_by_the_clock_change_nothing_else(
 
 
 @pytest.mark.parametrize('stop', [0, 3])
-def test_the_best_checkpoint_stays(stop: int, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+def test_the_best_checkpoint_stays(stop: int, tiny_corpus, tmp_path):
   """The best checkpoint also survives an interruption; the loss is the mean of the members."""
   config = make_run_config(
     tiny_corpus, **{'checkpoint.keep_best': 1, 'checkpoint.keep_last': 1, 'population.members': 2}
@@ -447,9 +410,7 @@ def test_the_best_checkpoint_stays(stop: int, tiny_corpus: pathlib.Path, tmp_pat
   assert checkpoint.list_steps(tmp_path) == [4, 12]
 
 
-def test_a_run_of_an_earlier_version_continues(
-  finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, capsys
-):
+def test_a_run_of_an_earlier_version_continues(finished_run, tiny_corpus, tmp_path, capsys):
   """The recipe lacks later fields, and the checkpoint has no checksums."""
   folder, config = shutil.copytree(finished_run, tmp_path / 'run'), make_run_config(tiny_corpus)
   stored = json.loads((folder / run_dir.CONFIG).read_text())
@@ -469,7 +430,7 @@ def test_a_run_of_an_earlier_version_continues(
 
 
 def test_sinks_and_a_profile_change_nothing(
-  finished_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch, capsys
+  finished_run, tiny_corpus, tmp_path, monkeypatch, capsys
 ):
   calls: list[str] = []
   monkeypatch.setattr(jax.profiler, 'start_trace', lambda *_, **__: calls.append('start'))
@@ -488,7 +449,7 @@ def test_sinks_and_a_profile_change_nothing(
 
 
 @pytest.fixture
-def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+def small_disk(tmp_path) -> Iterator[pathlib.Path]:
   """A file system of 4 MB."""
   folder = tmp_path / 'disk'
   folder.mkdir()
@@ -500,12 +461,7 @@ def small_disk(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 @pytest.mark.parametrize('free_bytes', [0, 40_000])
-def test_a_full_disk_harms_no_checkpoint(
-  free_bytes: int,
-  small_disk: pathlib.Path,
-  finished_run: pathlib.Path,
-  tiny_corpus: pathlib.Path,
-):
+def test_a_full_disk_harms_no_checkpoint(free_bytes: int, small_disk, finished_run, tiny_corpus):
   """The disk is full, or has space for lines and a part of a checkpoint."""
   config, workdir, filler = make_run_config(tiny_corpus), small_disk / 'run', small_disk / 'filler'
 
@@ -539,12 +495,7 @@ def test_a_full_disk_harms_no_checkpoint(
   ],
 )
 def test_a_failing_disk_harms_no_checkpoint(
-  name: str,
-  call: int,
-  number: int,
-  finished_run: pathlib.Path,
-  tiny_corpus: pathlib.Path,
-  tmp_path: pathlib.Path,
+  name: str, call: int, number: int, finished_run, tiny_corpus, tmp_path
 ):
   config, module = make_run_config(tiny_corpus), files if name == 'write_json' else run_dir
 
@@ -562,7 +513,7 @@ def test_a_failing_disk_harms_no_checkpoint(
   check_equals_finished(tmp_path, finished_run, config)
 
 
-def test_a_run_logs_every_chunk_and_evaluation(finished_run: pathlib.Path):
+def test_a_run_logs_every_chunk_and_evaluation(finished_run):
   log = read_log(finished_run)
   assert [(line['split'], line['step']) for line in log] == [
     ('train', 2),
@@ -592,14 +543,14 @@ def read_times(folder: pathlib.Path) -> dict[str, int]:
   return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob('*')}
 
 
-def test_a_finished_run_is_not_changed(finished_run: pathlib.Path, tiny_corpus: pathlib.Path):
+def test_a_finished_run_is_not_changed(finished_run, tiny_corpus):
   times = read_times(finished_run)
   result = run.pretrain(make_run_config(tiny_corpus), finished_run)
   assert result == json.loads((finished_run / run_dir.RESULT).read_text())
   assert read_times(finished_run) == times
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+def test_a_loss_that_is_not_finite_ends_the_run(tiny_corpus, tmp_path):
   changes = {'optimizer.learning_rate': 1e30, 'optimizer.schedule': 'constant'}
   with pytest.raises(InputError, match='optimizer.learning_rate') as error:
     run.pretrain(make_run_config(tiny_corpus, **changes), tmp_path)
@@ -609,7 +560,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tiny_corpus: pathlib.Path, tmp_p
 
 
 def test_a_state_whose_validation_loss_is_not_finite_is_not_saved(
-  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+  tiny_corpus, tmp_path, monkeypatch
 ):
   losses = iter([1.0, 1.0, math.nan])
   monkeypatch.setattr(
@@ -639,9 +590,7 @@ def break_gradients(patch: pytest.MonkeyPatch, at: tuple[int, ...], seed: int = 
   patch.setattr(train_step, 'train_step', step)
 
 
-def test_stop_saves_the_state_before_the_update(
-  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_stop_saves_the_state_before_the_update(tiny_corpus, tmp_path, monkeypatch):
   """The saved state equals that of a run of six updates; another start raises the same error."""
   config = make_run_config(tiny_corpus)
   break_gradients(monkeypatch, (6,))
@@ -658,12 +607,7 @@ def test_stop_saves_the_state_before_the_update(
   assert all(np.array_equal(leaf, saved[name]) for name, leaf in flatten(expected).items())
 
 
-def test_skip_continues_with_the_next_batch(
-  tiny_corpus: pathlib.Path,
-  tmp_path: pathlib.Path,
-  monkeypatch: pytest.MonkeyPatch,
-  capsys: pytest.CaptureFixture,
-):
+def test_skip_continues_with_the_next_batch(tiny_corpus, tmp_path, monkeypatch, capsys):
   break_gradients(monkeypatch, (4, 6, 7))
   result = run.pretrain(make_run_config(tiny_corpus, nonfinite='skip'), tmp_path)
   err = capsys.readouterr().err
@@ -673,12 +617,7 @@ def test_skip_continues_with_the_next_batch(
   assert steps == [2, 4, 6, 10, 12]  # updates 7 and 8 were both skipped
 
 
-def test_a_member_is_dropped_and_the_others_continue(
-  tiny_corpus: pathlib.Path,
-  tmp_path: pathlib.Path,
-  monkeypatch: pytest.MonkeyPatch,
-  capsys: pytest.CaptureFixture,
-):
+def test_a_member_is_dropped_and_the_others_continue(tiny_corpus, tmp_path, monkeypatch, capsys):
   """The other members do not change."""
   config = make_run_config(
     tiny_corpus, nonfinite='drop-member', **{'population.members': 3, 'mesh.population': 1}
@@ -698,9 +637,7 @@ def test_a_member_is_dropped_and_the_others_continue(
   assert np.asarray(state.step).tolist() == [UPDATES, 5, UPDATES]
 
 
-def test_a_population_stops_at_each_start_after_a_failed_member(
-  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_population_stops_at_each_start_after_a_failed_member(tiny_corpus, tmp_path, monkeypatch):
   break_gradients(monkeypatch, (5,), seed=1)
   config = make_run_config(tiny_corpus, **{'population.members': 3, 'mesh.population': 1})
   for value in ('update 6 of member 1', '1 members'):
@@ -708,9 +645,7 @@ def test_a_population_stops_at_each_start_after_a_failed_member(
       run.pretrain(config, tmp_path)
 
 
-def test_a_run_without_remaining_members_stops(
-  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_run_without_remaining_members_stops(tiny_corpus, tmp_path, monkeypatch):
   break_gradients(monkeypatch, (3,))
   with pytest.raises(InputError, match='update 4'):
     run.pretrain(make_run_config(tiny_corpus, nonfinite='drop-member'), tmp_path)
@@ -726,7 +661,7 @@ def unigram_loss(folder: pathlib.Path) -> float:
   return float(-np.log(counts / counts.sum())[test].mean())
 
 
-def test_the_microworld_is_learned(tiny_corpus: pathlib.Path, tmp_path: pathlib.Path):
+def test_the_microworld_is_learned(tiny_corpus, tmp_path):
   """The loss is far below that of token frequencies; rows are shorter than `max_length`."""
   config = tiny.get_config()
   config.update(corpus=str(tiny_corpus), num_steps=300)

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.fixture(scope='module')
-def together(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def together(tiny_corpus, tmp_path_factory) -> pathlib.Path:
   """A run of four members that differ in all settings, two on a device."""
   folder = tmp_path_factory.mktemp('population')
   run.pretrain(make_run_config(tiny_corpus, **DIFFERENT, **{'mesh.population': 2}), folder)
@@ -58,7 +58,7 @@ def check_equal_lines(lines: list[dict[str, Any]], expected: list[dict[str, Any]
     assert line == pytest.approx(other, rel=1e-4)
 
 
-def test_log_and_result_have_the_members(together: pathlib.Path):
+def test_log_and_result_have_the_members(together):
   all_lines = list(run_dir.read_lines(together / run_dir.METRICS))
   assert [line['member'] for line in all_lines[:5]] == [0, 1, 2, 3, 0]
   assert len({json.dumps(lines(together, number)) for number in range(4)}) == 4
@@ -70,9 +70,7 @@ def test_log_and_result_have_the_members(together: pathlib.Path):
 
 
 @pytest.mark.parametrize('number', [1, 3])
-def test_a_member_is_its_solo_run(
-  number: int, together: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_a_member_is_its_solo_run(number: int, together, tiny_corpus, tmp_path):
   """Rows, masks and dropped units are equal, also if another member has more masked positions."""
   config = make_run_config(tiny_corpus, **DIFFERENT)
   solo_config = population.member_configs(config)[number]
@@ -89,7 +87,7 @@ def test_a_member_is_its_solo_run(
     np.testing.assert_allclose(state[name], leaf, atol=1e-4, err_msg=name)
 
 
-def test_strategies_differ_only_by_roundings(tiny_corpus: pathlib.Path):
+def test_strategies_differ_only_by_roundings(tiny_corpus):
   states = []
   for strategy in ('map', 'vmap'):
     changes = {
@@ -108,7 +106,7 @@ def test_strategies_differ_only_by_roundings(tiny_corpus: pathlib.Path):
     np.testing.assert_allclose(flatten(other.model)[name], leaf, atol=5e-5, err_msg=name)
 
 
-def test_a_member_has_the_running_statistics_of_its_solo_run(tiny_corpus: pathlib.Path):
+def test_a_member_has_the_running_statistics_of_its_solo_run(tiny_corpus):
   """Two members share a device with `vmap`, or have four devices each."""
   changes, trained = (
     {**CONVOLUTION, 'population.members': 2, 'population.learning_rates': '1e-3,3e-3'},
@@ -140,9 +138,7 @@ def test_a_member_has_the_running_statistics_of_its_solo_run(tiny_corpus: pathli
   assert np.abs(means[0] - means[1]).max() > 1e-3
 
 
-def test_an_extracted_member_is_a_finished_run(
-  together: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_an_extracted_member_is_a_finished_run(together, tiny_corpus, tmp_path):
   """Commands accept the extracted run and refuse the population."""
   extracted = pretrained.extract_member(together, 2, tmp_path)
   assert extracted == {'workdir': str(tmp_path), 'member': 2, 'seed': 2, 'step': UPDATES}
@@ -158,12 +154,7 @@ def test_an_extracted_member_is_a_finished_run(
     evaluate.evaluate_loss(together, '', 'test')
 
 
-def test_a_member_that_was_extracted_early_continues(
-  tiny_corpus: pathlib.Path,
-  tmp_path: pathlib.Path,
-  together: pathlib.Path,
-  monkeypatch: pytest.MonkeyPatch,
-):
+def test_a_member_that_was_extracted_early_continues(tiny_corpus, tmp_path, together, monkeypatch):
   """The extracted run ends like the member of the population."""
   config = make_run_config(tiny_corpus, **DIFFERENT, **{'mesh.population': 2})
 
@@ -184,7 +175,7 @@ def test_a_member_that_was_extracted_early_continues(
   check_equal_lines(lines(folder), lines(together, 1))
 
 
-def test_a_run_is_loaded_in_one_call(tiny_run: pathlib.Path):
+def test_a_run_is_loaded_in_one_call(tiny_run):
   """`load` returns the model or the encoder of a step, with changed fields."""
   model_run = pretrained.load(tiny_run)
   assert model_run.step == 8 and model_run.config == pretrained.load_config(tiny_run)
@@ -198,7 +189,7 @@ def test_a_run_is_loaded_in_one_call(tiny_run: pathlib.Path):
   assert any((leaf != model[f'encoder.{name}']).any() for name, leaf in earlier.items())
 
 
-def test_a_population_is_loaded_if_allowed(together: pathlib.Path):
+def test_a_population_is_loaded_if_allowed(together):
   """Every array has a leading axis of members on the devices of the mesh."""
   with pytest.raises(InputError):
     pretrained.load(together, part='encoder')
@@ -211,13 +202,13 @@ def test_a_population_is_loaded_if_allowed(together: pathlib.Path):
 
 
 @pytest.mark.parametrize('number', [-1, 4])
-def test_a_missing_member_is_refused(number: int, together: pathlib.Path, tmp_path: pathlib.Path):
+def test_a_missing_member_is_refused(number: int, together, tmp_path):
   with pytest.raises(InputError, match='--member from 0 to 3'):
     pretrained.extract_member(together, number, tmp_path / 'none')
   assert not (tmp_path / 'none').exists()
 
 
-def test_a_run_of_one_model_has_no_members(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
+def test_a_run_of_one_model_has_no_members(tiny_run, tmp_path):
   with pytest.raises(InputError, match='population.members=1'):
     pretrained.extract_member(tiny_run, 0, tmp_path / 'none')
 
@@ -232,7 +223,7 @@ def test_a_run_of_one_model_has_no_members(tiny_run: pathlib.Path, tmp_path: pat
   ],
 )
 def test_a_population_that_does_not_fit_is_refused(
-  changes: dict[str, Any], expected_value: str, tiny_corpus: pathlib.Path
+  changes: dict[str, Any], expected_value: str, tiny_corpus
 ):
   with pytest.raises(InputError) as refused:
     build_program(make_run_config(tiny_corpus, **changes))

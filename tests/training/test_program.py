@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import pathlib
 import re
 from typing import Any
 
@@ -33,7 +32,7 @@ def bits(tree: Any) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize('changes', [{}, ALTERNATIVE_PARTS], ids=str)
-def test_a_chunk_equals_its_steps(changes: dict[str, Any], tiny_corpus: pathlib.Path):
+def test_a_chunk_equals_its_steps(changes: dict[str, Any], tiny_corpus):
   """Bits are equal, dropout included; another length or a copied state compiles nothing."""
   program = build_program(make_run_config(tiny_corpus, **changes))
   corpus = load_resident(program, tiny_corpus, 'train')
@@ -62,7 +61,7 @@ def test_a_chunk_equals_its_steps(changes: dict[str, Any], tiny_corpus: pathlib.
   assert program.chunk._cache_size() == 1
 
 
-def test_a_warm_chunk_moves_nothing_between_host_and_device(tiny_corpus: pathlib.Path):
+def test_a_warm_chunk_moves_nothing_between_host_and_device(tiny_corpus):
   program = build_program(make_run_config(tiny_corpus))
   corpus, count = (
     load_resident(program, tiny_corpus, 'train'),
@@ -85,7 +84,7 @@ def test_a_warm_chunk_moves_nothing_between_host_and_device(tiny_corpus: pathlib
   ids=str,
 )
 def test_devices_change_nothing_but_roundings(
-  changes: dict[str, Any], mesh: dict[str, int], tiny_corpus: pathlib.Path
+  changes: dict[str, Any], mesh: dict[str, int], tiny_corpus
 ):
   """Rows, masks and dropped units do not depend on the mesh; the order of sums does."""
   results = []
@@ -106,7 +105,7 @@ def test_devices_change_nothing_but_roundings(
 
 
 @pytest.mark.parametrize('accumulation', [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_batch_statistics_do_not_depend_on_the_mesh(accumulation: int, tiny_corpus: pathlib.Path):
+def test_batch_statistics_do_not_depend_on_the_mesh(accumulation: int, tiny_corpus):
   """A micro-batch has the same rows on any mesh; the number of micro-batches changes training."""
   results, changes = [], {**CONVOLUTION, 'grad_accumulation_steps': accumulation}
   other = {'grad_accumulation_steps': 1 if accumulation else 2}
@@ -129,7 +128,7 @@ def test_batch_statistics_do_not_depend_on_the_mesh(accumulation: int, tiny_corp
   assert max(np.abs(other[path] - leaf).max() for path, leaf in model.items()) > 2e-4
 
 
-def test_each_device_computes_its_own_rows(tiny_corpus: pathlib.Path):
+def test_each_device_computes_its_own_rows(tiny_corpus):
   """The FLOPs of a device are those of the batch divided by the devices, also with accumulation."""
 
   def flops(**changes: int) -> float:
@@ -145,14 +144,12 @@ def test_each_device_computes_its_own_rows(tiny_corpus: pathlib.Path):
   assert flops(**{'mesh.data': 8, 'grad_accumulation_steps': 4}) < single_flops / 8 / 4 * 2.5
 
 
-def test_devices_that_do_not_divide_a_micro_batch_are_refused(tiny_corpus: pathlib.Path):
+def test_devices_that_do_not_divide_a_micro_batch_are_refused(tiny_corpus):
   with pytest.raises(InputError, match='batch_size, grad_accumulation_steps or mesh.data'):
     build_program(make_run_config(tiny_corpus, grad_accumulation_steps=4, **{'mesh.data': 8}))
 
 
-def test_too_little_memory_is_refused_before_the_first_step(
-  tiny_corpus: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys
-):
+def test_too_little_memory_is_refused_before_the_first_step(tiny_corpus, monkeypatch, capsys):
   program = build_program(make_run_config(tiny_corpus))
   rows = load_resident(program, tiny_corpus, 'train')
   compile_chunk(program, rows)
@@ -164,7 +161,7 @@ def test_too_little_memory_is_refused_before_the_first_step(
     compile_chunk(program, rows)
 
 
-def test_a_population_has_no_collective_along_its_axis(tiny_corpus: pathlib.Path):
+def test_a_population_has_no_collective_along_its_axis(tiny_corpus):
   """Every collective adds over `data`, among the devices of one member."""
   program = build_program(
     make_run_config(tiny_corpus, **{'population.members': 4, 'mesh.population': 4, 'mesh.data': 2})
@@ -195,7 +192,7 @@ def model() -> heads.MaskedLanguageModel:
 
 
 @pytest.fixture(scope='module')
-def rows(tiny_corpus: pathlib.Path) -> Corpus:
+def rows(tiny_corpus) -> Corpus:
   return corpus.load_split(tiny_corpus, 'test')
 
 
@@ -225,9 +222,7 @@ def evaluate_directly(
 
 
 @pytest.mark.parametrize('count, batch_size', [(10_000, 64), (30, 7)])
-def test_the_loss_does_not_depend_on_the_batch_size(
-  model, rows: Corpus, count: int, batch_size: int
-):
+def test_the_loss_does_not_depend_on_the_batch_size(model, rows, count: int, batch_size: int):
   assert rows.rows % 64 and rows.rows > 30
   evaluate = build_evaluate(
     EvaluationConfig(every=1, first_at=0, rows=count, batch_size=batch_size), MESH
@@ -240,7 +235,7 @@ def test_the_loss_does_not_depend_on_the_batch_size(
   assert untrained['loss'] == pytest.approx(math.log(model.config.vocab_size), rel=1e-5)
 
 
-def test_evaluation_drops_nothing(model, rows: Corpus):
+def test_evaluation_drops_nothing(model, rows):
   other = dataclasses.replace(model.config, dropout=0.9)
   structure = jax.tree.structure(
     jax.eval_shape(lambda: heads.init_masked_language_model(other, jax.random.key(0)))
@@ -252,7 +247,7 @@ def test_evaluation_drops_nothing(model, rows: Corpus):
   )
 
 
-def test_devices_share_the_rows_of_an_evaluation(model, rows: Corpus):
+def test_devices_share_the_rows_of_an_evaluation(model, rows):
   """The number of batches may be smaller than the number of devices, or no multiple."""
   mesh = sharding.make_mesh(MeshConfig(1, 8, 1))
   spread = jax.device_put((model, rows), sharding.replicated(mesh))

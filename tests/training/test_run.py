@@ -20,7 +20,7 @@ def state(step: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope='module')
-def saved_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def saved_run(tmp_path_factory) -> pathlib.Path:
   """A run with checkpoints of steps 4, 8 and 12."""
   folder = tmp_path_factory.mktemp('saved')
   with checkpoint.open_writer(folder, 3) as writer:
@@ -30,7 +30,7 @@ def saved_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture
-def workdir(saved_run: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+def workdir(saved_run, tmp_path) -> pathlib.Path:
   return pathlib.Path(shutil.copytree(saved_run, tmp_path / 'run'))
 
 
@@ -57,7 +57,7 @@ def check_resumes_from(workdir: pathlib.Path, step: int | None) -> None:
       np.testing.assert_array_equal(restored[name], leaf)
 
 
-def test_every_save_has_checksums_and_the_last_is_used(workdir: pathlib.Path, capsys):
+def test_every_save_has_checksums_and_the_last_is_used(workdir, capsys):
   assert all(checkpoint.has_checksums(folder_of(workdir, step)) for step in (4, 8, 12))
   before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
   check_resumes_from(workdir, 12)
@@ -65,7 +65,7 @@ def test_every_save_has_checksums_and_the_last_is_used(workdir: pathlib.Path, ca
   assert not capsys.readouterr().err
 
 
-def test_corrupt_checkpoints_are_named_and_renamed(workdir: pathlib.Path, capsys):
+def test_corrupt_checkpoints_are_named_and_renamed(workdir, capsys):
   flipped = array_file(workdir, 12)
   flip_bit(flipped)
   (folder_of(workdir, 8) / 'default' / 'manifest.ocdbt').unlink()
@@ -89,14 +89,14 @@ def test_corrupt_checkpoints_are_named_and_renamed(workdir: pathlib.Path, capsys
   ]
 
 
-def test_without_an_intact_checkpoint_training_starts_again(workdir: pathlib.Path, capsys):
+def test_without_an_intact_checkpoint_training_starts_again(workdir, capsys):
   for step in (4, 8, 12):
     flip_bit(array_file(workdir, step))
   check_resumes_from(workdir, None)
   assert len(capsys.readouterr().err.splitlines()) == 3
 
 
-def test_a_checkpoint_without_checksums_is_used_if_readable(workdir: pathlib.Path, capsys):
+def test_a_checkpoint_without_checksums_is_used_if_readable(workdir, capsys):
   """A killed process or an earlier version saved the checkpoint."""
   (folder_of(workdir, 12) / checkpoint.CHECKSUMS).unlink()
   check_resumes_from(workdir, 12)
@@ -107,7 +107,7 @@ def test_a_checkpoint_without_checksums_is_used_if_readable(workdir: pathlib.Pat
   assert 'update 12' in capsys.readouterr().err
 
 
-def test_an_intact_checkpoint_that_does_not_fit_is_not_renamed(workdir: pathlib.Path, monkeypatch):
+def test_an_intact_checkpoint_that_does_not_fit_is_not_renamed(workdir, monkeypatch):
   with pytest.raises(InputError, match=r'kernel .*\(40, 5\).*\(3,\)'):
     run.restore_latest(workdir, {**LIKE, 'kernel': jnp.zeros(3)})
   monkeypatch.setattr(checkpoint, '_read_metadata', lambda *_: {}['a key of another version'])
@@ -116,7 +116,7 @@ def test_an_intact_checkpoint_that_does_not_fit_is_not_renamed(workdir: pathlib.
   assert checkpoint.list_steps(workdir) == [4, 8, 12]
 
 
-def test_an_unreadable_disk_is_no_damage(workdir: pathlib.Path, monkeypatch):
+def test_an_unreadable_disk_is_no_damage(workdir, monkeypatch):
   def fail(*_: Any) -> None:
     raise OSError(116, 'Stale file handle')
 
@@ -133,9 +133,7 @@ def test_an_unreadable_disk_is_no_damage(workdir: pathlib.Path, monkeypatch):
     lambda workdir: checkpoint.verify(workdir, 12),
   ],
 )
-def test_a_reader_refuses_a_corrupt_checkpoint_and_changes_nothing(
-  read: Any, workdir: pathlib.Path
-):
+def test_a_reader_refuses_a_corrupt_checkpoint_and_changes_nothing(read: Any, workdir):
   flip_bit(array_file(workdir, 12))
   (folder_of(workdir, 8) / checkpoint.CHECKSUMS).write_text('{')
   before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}

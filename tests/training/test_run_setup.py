@@ -22,7 +22,7 @@ def read_times(folder: pathlib.Path) -> dict[str, int]:
 
 
 @pytest.fixture(scope='module')
-def opened_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def opened_run(tiny_corpus, tmp_path_factory) -> pathlib.Path:
   """A run before its first step."""
   folder = tmp_path_factory.mktemp('opened')
   assert run_setup.open_or_create_run(make_run_config(tiny_corpus), folder) == (
@@ -32,9 +32,7 @@ def opened_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFacto
   return folder
 
 
-def test_the_manifest_names_corpus_tokenizer_and_size(
-  opened_run: pathlib.Path, tiny_corpus: pathlib.Path
-):
+def test_the_manifest_names_corpus_tokenizer_and_size(opened_run, tiny_corpus):
   manifest = json.loads((opened_run / run_dir.MANIFEST).read_text())
   corpus_manifest = corpus.read_manifest(tiny_corpus)
   train = corpus_manifest['splits']['train']
@@ -51,9 +49,7 @@ def test_the_manifest_names_corpus_tokenizer_and_size(
 
 
 @pytest.mark.parametrize('part', ['corpus', 'tokenizer'])
-def test_a_run_continues_only_with_its_corpus(
-  part: str, opened_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_a_run_continues_only_with_its_corpus(part: str, opened_run, tiny_corpus, tmp_path):
   folder = shutil.copytree(opened_run, tmp_path / 'run')
   path = folder / run_dir.MANIFEST
   path.write_text(json.dumps({**json.loads(path.read_text()), part: '0' * 64}))
@@ -63,9 +59,7 @@ def test_a_run_continues_only_with_its_corpus(
   assert read_times(folder) == times
 
 
-def test_the_corpus_of_a_run_may_move(
-  opened_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_the_corpus_of_a_run_may_move(opened_run, tiny_corpus, tmp_path):
   folder = shutil.copytree(opened_run, tmp_path / 'run')
   moved = shutil.copytree(tiny_corpus, tmp_path / 'moved')
   run_setup.open_or_create_run(make_run_config(moved), folder)
@@ -73,7 +67,7 @@ def test_the_corpus_of_a_run_may_move(
   assert after == before | {'corpus_folder': str(moved)}
 
 
-def test_another_recipe_is_refused(opened_run: pathlib.Path, tiny_corpus: pathlib.Path):
+def test_another_recipe_is_refused(opened_run, tiny_corpus):
   times = read_times(opened_run)
   with pytest.raises(InputError, match='seed'):
     run_setup.open_or_create_run(make_run_config(tiny_corpus, seed=1), opened_run)
@@ -81,9 +75,7 @@ def test_another_recipe_is_refused(opened_run: pathlib.Path, tiny_corpus: pathli
 
 
 @pytest.mark.parametrize('data', [b'another', None])
-def test_a_corpus_without_its_tokenizer_is_refused(
-  data: bytes | None, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_a_corpus_without_its_tokenizer_is_refused(data: bytes | None, tiny_corpus, tmp_path):
   folder = shutil.copytree(tiny_corpus, tmp_path / 'corpus')
   (folder / run_dir.TOKENIZER).unlink()
   if data:
@@ -104,7 +96,7 @@ def test_a_corpus_without_its_tokenizer_is_refused(
   ],
 )
 def test_a_corpus_that_does_not_fit_is_refused(
-  changes: dict[str, Any], value: str, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+  changes: dict[str, Any], value: str, tiny_corpus, tmp_path
 ):
   with pytest.raises(InputError, match=value):
     run_setup.check_recipe(make_run_config(tiny_corpus, **changes), tmp_path / 'run')
@@ -113,7 +105,7 @@ def test_a_corpus_that_does_not_fit_is_refused(
 
 @pytest.mark.parametrize('is_recipe', [False, True])
 def test_another_tokenizer_than_that_of_the_origin_is_refused(
-  is_recipe: bool, tiny_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+  is_recipe: bool, tiny_run, tiny_corpus, tmp_path
 ):
   """A corpus recipe is refused before the corpus is built if it names its tokenizer."""
   origin, name = {'checkpoint': str(tiny_run)}, 'corpus'
@@ -140,9 +132,7 @@ def test_another_tokenizer_than_that_of_the_origin_is_refused(
   assert not (tmp_path / 'run').exists()
 
 
-def test_a_result_ends_a_run_and_removes_a_stale_lock(
-  opened_run: pathlib.Path, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_a_result_ends_a_run_and_removes_a_stale_lock(opened_run, tiny_corpus, tmp_path):
   folder, config = shutil.copytree(opened_run, tmp_path / 'run'), make_run_config(tiny_corpus)
   assert run_setup.read_result(config, epath.Path(folder)) is None
   (folder / lock.LOCK_FILE).touch()
@@ -153,9 +143,7 @@ def test_a_result_ends_a_run_and_removes_a_stale_lock(
 
 
 @pytest.mark.parametrize('rows', [0, 24])
-def test_the_manifest_has_the_size_of_the_subset(
-  rows: int, tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
-):
+def test_the_manifest_has_the_size_of_the_subset(rows: int, tiny_corpus, tmp_path):
   manifest = corpus.read_manifest(tiny_corpus)
   config = make_run_config(tiny_corpus, **{'subset.rows': rows})
   run_setup.open_or_create_run(config, tmp_path / 'run')
@@ -169,6 +157,6 @@ def test_the_manifest_has_the_size_of_the_subset(
     )
 
 
-def test_a_subset_larger_than_the_corpus_is_refused(tiny_corpus: pathlib.Path):
+def test_a_subset_larger_than_the_corpus_is_refused(tiny_corpus):
   with pytest.raises(InputError, match='subset.rows'):
     run_setup.validate(make_run_config(tiny_corpus, **{'subset.rows': 10**9}))

@@ -56,7 +56,7 @@ def test_a_mesh_larger_than_the_machine_is_refused(config: MeshConfig):
     sharding.make_mesh(config)
 
 
-def test_a_rule_that_matches_nothing_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_a_rule_that_matches_nothing_is_refused(monkeypatch):
   """A rule that never applies, because an earlier rule matches first, is refused too."""
   for rule in ((r'no\.such\.path$', PartitionSpec()), sharding.RULES[0]):
     monkeypatch.setattr(sharding, 'RULES', (*sharding.RULES, (rule[0] + '()', rule[1])))
@@ -65,7 +65,7 @@ def test_a_rule_that_matches_nothing_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.undo()
 
 
-def test_a_large_array_without_a_rule_is_refused(monkeypatch: pytest.MonkeyPatch):
+def test_a_large_array_without_a_rule_is_refused(monkeypatch):
   # The rule of the output matrix is missing.
   monkeypatch.setattr(sharding, 'RULES', (sharding.RULES[0], *sharding.RULES[2:]))
   with pytest.raises(InputError, match=r'output.kernel \(\d+, 19010\)'):

@@ -132,7 +132,7 @@ def test_the_initial_state_has_arrays_that_follow_the_seed():
 
 
 @pytest.mark.parametrize('count', [2, 4])
-def test_micro_batches_add_up_to_the_batch(count: int, corpus: Corpus):
+def test_micro_batches_add_up_to_the_batch(count: int, corpus):
   """Micro-batches add sums over tokens, not means; the dropout of a row stays the same."""
   config = run_config(dropout=0.1)
   state, batch = init_state(config), mask_rows(corpus, config)
@@ -142,7 +142,7 @@ def test_micro_batches_add_up_to_the_batch(count: int, corpus: Corpus):
   assert len(set(weights.tolist())) > 1  # otherwise a mean of means would pass
 
 
-def test_accumulation_changes_steps_only_by_roundings(corpus: Corpus):
+def test_accumulation_changes_steps_only_by_roundings(corpus):
   configs = [run_config(dropout=0.1, grad_accumulation_steps=n) for n in (1, 4)]
   states = [init_state(configs[0])] * 2
   for _ in range(3):
@@ -178,7 +178,7 @@ def test_a_plan_has_the_numbers_of_micro_batches_and_logit_blocks(
   )
 
 
-def test_steps_in_bfloat16_stay_near(corpus: Corpus):
+def test_steps_in_bfloat16_stay_near(corpus):
   """Losses of five steps with remat are within 1% of float32; the state is in float32."""
   losses = []
   for changes in (
@@ -201,7 +201,7 @@ def test_steps_in_bfloat16_stay_near(corpus: Corpus):
   assert losses[0] != losses[1]
 
 
-def test_a_step_is_a_function_of_the_state(corpus: Corpus):
+def test_a_step_is_a_function_of_the_state(corpus):
   """Steps 2 and 3 from a copy of the state equal those of the run."""
   step, start = compile_step(run_config(dropout=0.1)), init_state(run_config(dropout=0.1), 3)
   state, _ = step(start, corpus)
@@ -211,7 +211,7 @@ def test_a_step_is_a_function_of_the_state(corpus: Corpus):
     check_close((state, sums), (copy, again), rtol=0)
 
 
-def test_dropout_changes_with_the_step_and_the_seed(corpus: Corpus):
+def test_dropout_changes_with_the_step_and_the_seed(corpus):
   config = run_config(dropout=0.3)
   batch, start = mask_rows(corpus, config), init_state(config)
   losses = {
@@ -225,7 +225,7 @@ def test_dropout_changes_with_the_step_and_the_seed(corpus: Corpus):
   assert len(losses) == 3
 
 
-def test_the_loss_is_the_cross_entropy_at_masked_positions(corpus: Corpus):
+def test_the_loss_is_the_cross_entropy_at_masked_positions(corpus):
   config = run_config()
   model, batch = init_state(config).model, mask_rows(corpus, config)
   logits, loss = fast_jit.jit(
@@ -251,7 +251,7 @@ def test_the_loss_is_the_cross_entropy_at_masked_positions(corpus: Corpus):
   assert (np.asarray(batch.tokens) == MASK_ID).sum() == batch.weights.sum()
 
 
-def test_the_gradient_norm_is_that_of_the_mean_loss(corpus: Corpus):
+def test_the_gradient_norm_is_that_of_the_mean_loss(corpus):
   """The first moment of Adam after one step is 1 - beta1 times the gradient."""
   config = run_config(**{'optimizer.clip': 0.0})
   after, sums = compile_step(config)(init_state(config), corpus)
@@ -261,7 +261,7 @@ def test_the_gradient_norm_is_that_of_the_mean_loss(corpus: Corpus):
   )
 
 
-def test_a_step_changes_all_parameters_but_biases_of_keys(corpus: Corpus):
+def test_a_step_changes_all_parameters_but_biases_of_keys(corpus):
   state = init_state(run_config())
   after, sums = compile_step(run_config())(state, corpus)
   assert int(after.step) == 1 and int(after.seed) == 0 and float(sums['masked']) > 0
