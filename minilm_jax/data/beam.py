@@ -1,37 +1,13 @@
 """Runs the filter stage by Apache Beam, for text that is too large for one machine.
 
-The corpus has the same bytes as without Beam. The flag --beam takes pipeline options of Beam, here
-of a local runner, Dataflow, Flink and Spark:
-
-    minilm corpus --config=configs/corpus.py --config.documents.sources='gs://B/c4/*.jsonl.gz' --workdir=gs://B/rows \\
-      --beam='--runner=FnApiRunner --direct_running_mode=multi_processing --direct_num_workers=8'
-      --beam='--runner=DataflowRunner --project=P --region=R --temp_location=gs://B/temp --setup_file=./setup.py'
-      --beam='--runner=FlinkRunner --flink_master=HOST:8081 --environment_config=IMAGE'
-      --beam='--runner=SparkRunner --spark_master_url=spark://HOST:7077 --environment_config=IMAGE'
+The corpus has the same bytes as without Beam. The flag --beam takes pipeline options of Beam;
+docs/guide/beam.md has those of a local runner, Dataflow, Flink and Spark, and an estimate of the cost.
 
 Workers need this package and Beam, from a setup file or from the image. Workers fingerprint the
 sources, count words and filter (`filter_shards.py`). They read the sources and write to the work
-directory, or to --temp_location, so all machines must reach both. Completed stages are reused after
-an interruption, as without Beam. The tokenizer and the rows are made on this machine, because the
-word list of paper 1 selects only 3% of Wikipedia.
-
-Dataflow needs apache-beam[gcp]. For Flink and Spark, Beam downloads and starts a Java program.
-DirectRunner first looks for Prism, a Go program; its fallback FnApiRunner needs only Python.
-
-A data set that TFDS prepares with Beam, such as `c4/en` or `wikipedia/20230601.en`, is a source by
-its name once it is prepared. Its workers need an extra of TFDS (FILE has tensorflow_datasets[c4]),
-which needs an older Beam and therefore a separate environment:
-
-    tfds build c4/en --data_dir=gs://B/tfds --file_format=array_record --beam_pipeline_options=\\
-      runner=DataflowRunner,project=P,region=R,temp_location=gs://B/temp,requirements_file=FILE
-      runner=FlinkRunner,flink_master=HOST:8081,environment_config=IMAGE
-      runner=SparkRunner,spark_master_url=spark://HOST:7077,environment_config=IMAGE
-
-C4/en has 829 GB of JSON, 305 GB compressed (card of allenai/c4). By estimate, its filtering takes
-48 core-hours: half an hour on 100 cores, 3.4 dollars at 7 cents a core-hour. The estimate scales
-4.8 MB a second and core, measured by DirectRunner on 40 MB of Wikipedia (.jsonl.gz, two busy EPYC
-cores, median of 3, apache-beam 2.77); 5.6 MB without Beam. The start of machines, fingerprints, the
-shuffle of 16 bytes an item and storage are not included.
+directory, or to --temp_location, so all machines must reach both. The tokenizer and the rows are made
+on this machine. DirectRunner first looks for Prism, a Go program; its fallback FnApiRunner needs only
+Python.
 
 Beam pickles functions, the list of shards and counts between the processes of one job. Workers
 write text and JSON only; no pickle is loaded from files.
