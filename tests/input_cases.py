@@ -70,6 +70,11 @@ def create_file(name: str, content: bytes) -> Callable[[pathlib.Path], pathlib.P
   return create
 
 
+def find_folder(path: pathlib.Path, name: str) -> pathlib.Path:
+  """Returns the folder with a name among a path and its parents."""
+  return next(folder for folder in (path, *path.parents) if folder.name == name)
+
+
 def format_table(form: str, rows: list[dict[str, Any]]) -> bytes:
   """Returns a table as .jsonl, .csv, .tsv or .parquet."""
   if form == 'parquet':
@@ -240,7 +245,7 @@ def read_run(path: pathlib.Path) -> Any:
 def read_dataset(path: pathlib.Path) -> Any:
   from minilm_jax.data import documents
 
-  root = next(folder for folder in (path, *path.parents) if folder.name == 'tfds')
+  root = find_folder(path, 'tfds')
   return list(documents.read_tfds_rows('tiny', 'train', str(root)))
 
 
@@ -546,6 +551,7 @@ def pack(case: Input, content: bytes) -> bytes:
 
 # Inputs without checkpoints.
 
+_LAST = 'checkpoints/8/default'
 SMALL = ['--config=configs/tiny.py:corpus', '--config.tokenizer.size=60', '--config.workers=1']
 _TEXT = {'flipped': OTHER_TEXT, 'truncated': 'a shorter text'}
 _ROWS = {'flipped': OTHER_TEXT, 'truncated': 'fewer rows'}
@@ -571,14 +577,25 @@ def damage_text(valid: bytes) -> list[bytes]:
   ]
 
 
+def make_json_input(name: str, create: Any, read: Any, command: Any, **fields: Any) -> Input:
+  """Returns a file of ASCII JSON, whose hostile contents have other values."""
+  defaults = {
+    'hostile': corruptions.replace_values,
+    'harmless': _JSON,
+    'impossible': {'Latin-1': 'only ASCII'},
+  }
+  return Input(name, create, read, command, **{**defaults, **fields})
+
+
 def make_corpus_command(
-  field: str, *more: str
+  *fields: str,
 ) -> Callable[[pathlib.Path, pathlib.Path], list[str]]:
+  """Returns the command that builds a corpus with a path as the value of the last field."""
   return lambda path, work: [
     'corpus',
     *SMALL,
-    *more,
-    f'--config.{field}={path}',
+    *(f'--config.{field}' for field in fields[:-1]),
+    f'--config.{fields[-1]}={path}',
     f'--workdir={work}',
   ]
 
@@ -656,14 +673,14 @@ def _show(path: pathlib.Path, work: pathlib.Path) -> list[str]:
 def _report(path: pathlib.Path, work: pathlib.Path) -> list[str]:
   return [
     'report',
-    str(next(folder for folder in (path, *path.parents) if folder.name == 'runs')),
+    str(find_folder(path, 'runs')),
     f'--workdir={work}',
     *(['--confusion'] if path.name == run_dir.PREDICTIONS else []),
   ]
 
 
 def _overlap(path: pathlib.Path, work: pathlib.Path) -> list[str]:
-  folder = next(folder for folder in (path, *path.parents) if folder.name == 'corpus')
+  folder = find_folder(path, 'corpus')
   return ['overlap', f'--corpus={folder}', '--config=configs/glue.py:microworld/sentiment']
 
 
@@ -712,33 +729,27 @@ def damage_recipe(valid: bytes) -> list[bytes]:
 
 
 def _list_corpus_inputs() -> list[Input]:
-  shard, pieces = create_corpus('train-00000.npy'), create_corpus('tokenizer.model')
+  def make(
+    name: str, file: str, read: Any = read_corpus, hostile: Any = None, **fields: Any
+  ) -> Input:
+    fields = {'impossible': _NO_TEXT, **fields, **({'hostile': hostile} if hostile else {})}
+    return Input(f'corpus, {name}', create_corpus(file), read, _overlap, **fields)
+
   return [
-    Input('corpus, folder', create_corpus(''), read_corpus, _overlap),
-    Input(
-      'corpus, rows',
-      shard,
-      read_corpus,
-      _overlap,
-      make_hostile_shards,
-      impossible=_NO_TEXT,
-      write=write_with_hash,
-    ),
-    Input(
-      'corpus, manifest.json',
-      create_corpus('manifest.json'),
-      read_corpus,
-      _overlap,
-      corruptions.replace_values,
+    make('folder', '', impossible={}),
+    make('rows', 'train-00000.npy', hostile=make_hostile_shards, write=write_with_hash),
+    make(
+      'manifest.json',
+      'manifest.json',
+      hostile=corruptions.replace_values,
       harmless=_FIELD,
+      impossible={},
     ),
-    Input(
-      'corpus, tokenizer',
-      pieces,
+    make(
+      'tokenizer',
+      'tokenizer.model',
       read_corpus_tokenizer,
-      _overlap,
       lambda valid: [b'', valid * 2, valid[:-9]],
-      impossible=_NO_TEXT,
     ),
   ]
 
@@ -751,51 +762,41 @@ def read_corpus_tokenizer(path: pathlib.Path) -> Any:
 
 
 def _list_run_inputs() -> list[Input]:
-  short = {
+  log = {
     'missing': 'an interrupted run',
     'empty': 'an empty log',
     'truncated': 'an interrupted write',
   }
-  inputs = [Input('runs, folder', create_runs(''), read_run, _report)]
-  for name in ('pre/config.json', 'pre/manifest.json', 'fine/config.json', 'fine/manifest.json'):
-    missing = 'a folder without a run' if 'config' in name else 'an interrupted run'
-    inputs.append(
-      Input(
+  harmless = {
+    'pre/config.json': {'missing': 'a folder without a run'},
+    'pre/manifest.json': {'missing': 'an interrupted run'},
+    'fine/config.json': {'missing': 'a folder without a run'},
+    'fine/manifest.json': {'missing': 'an interrupted run'},
+    'pre/metrics.jsonl': log,
+    'fine/metrics.jsonl': log,
+    'fine/scores.jsonl': log,
+    'fine/predictions.jsonl': log,
+  }
+  return [
+    Input('runs, folder', create_runs(''), read_run, _report),
+    *(
+      make_json_input(
         f'run, {name}',
         create_runs(name),
         read_run,
         _report,
-        corruptions.replace_values,
-        harmless={**_FIELD, 'missing': missing},
+        harmless={**_FIELD, **reasons},
+        impossible={},
       )
-    )
-  for name in (
-    'pre/metrics.jsonl',
-    'fine/metrics.jsonl',
-    'fine/scores.jsonl',
-    'fine/predictions.jsonl',
-  ):
-    inputs.append(
-      Input(
-        f'run, {name}',
-        create_runs(name),
-        read_run,
-        _report,
-        corruptions.replace_values,
-        harmless={**_FIELD, **short},
-      )
-    )
-  return inputs
+      for name, reasons in harmless.items()
+    ),
+  ]
 
 
 def list_inputs() -> list[Input]:
   """Returns all inputs without checkpoints and TFDS data."""
 
-  def words(path: pathlib.Path, work: pathlib.Path) -> list[str]:
-    return ['corpus', *SMALL, f'--config.vocabulary.word_list={path}', f'--workdir={work}']
-
-  def pieces(path: pathlib.Path, work: pathlib.Path) -> list[str]:
-    return ['corpus', *SMALL, f'--config.tokenizer.path={path}', f'--workdir={work}']
+  words = make_corpus_command('vocabulary.word_list')
 
   def logged(path: pathlib.Path, work: pathlib.Path) -> list[str]:
     return ['report', f'--logged={path}', f'--workdir={work}']
@@ -826,7 +827,7 @@ def list_inputs() -> list[Input]:
       'tokenizer',
       create_file('a.model', tokenizer_model()),
       read_tokenizer,
-      pieces,
+      make_corpus_command('tokenizer.path'),
       damage_model,
       impossible=_NO_TEXT,
       harmless={
@@ -838,22 +839,17 @@ def list_inputs() -> list[Input]:
     *_list_corpus_inputs(),
     *list_task_inputs(),
     *_list_run_inputs(),
-    Input(
-      'logged table',
-      create_file('a.csv', LOGGED),
-      read_logged,
-      logged,
-      damage_log_table,
-      harmless={**_ROWS, 'hostile': 'valid numbers'},
-    ),
-    Input(
-      'logged table, .gz',
-      create_file('a.csv.gz', PACK['.gz'](LOGGED)),
-      read_logged,
-      logged,
-      damage_log_table,
-      '.gz',
-      {**_PACKED['.gz'], 'hostile': 'valid numbers'},
+    *(
+      Input(
+        f'logged table{suffix}',
+        create_file(f'a.csv{packing}', PACK[packing](LOGGED)),
+        read_logged,
+        logged,
+        damage_log_table,
+        packing,
+        {**harmless, 'hostile': 'valid numbers'},
+      )
+      for suffix, packing, harmless in (('', '', _ROWS), (', .gz', '.gz', _PACKED['.gz']))
     ),
     *[
       case
@@ -867,7 +863,7 @@ def read_member(path: pathlib.Path) -> Any:
   """Reads a pre-training run without its weights."""
   from minilm_jax.training import pretrained
 
-  folder = next(folder for folder in (path, *path.parents) if folder.name == 'run')
+  folder = find_folder(path, 'run')
   return (
     pretrained.load_single_config(folder),
     pretrained.load_tokenizer(folder),
@@ -878,48 +874,30 @@ def read_member(path: pathlib.Path) -> Any:
 def read_weights(path: pathlib.Path) -> Any:
   from minilm_jax.training import pretrained
 
-  return pretrained.load(next(folder for folder in (path, *path.parents) if folder.name == 'run'))
+  return pretrained.load(find_folder(path, 'run'))
 
 
 def list_checkpoint_inputs(run_folder: pathlib.Path) -> list[Input]:
   """Returns the files of a pre-training run that commands read."""
 
   def command(path: pathlib.Path, work: pathlib.Path) -> list[str]:
-    folder = next(folder for folder in (path, *path.parents) if folder.name == 'run')
+    folder = find_folder(path, 'run')
     return ['fill-mask', f'--checkpoint={folder}', '--text=the <mask> .']
 
-  create = functools.partial(copy_folder, run_folder, 'run')
-  arrays = sorted(
-    (run_folder / 'checkpoints' / '8' / 'default').rglob('*'), key=lambda file: file.stat().st_size
+  def create(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
+    return copy_folder(run_folder, 'run', name)
+
+  arrays = [file for file in (run_folder / _LAST).rglob('*') if file.is_file()]
+  weights = str(max(arrays, key=lambda file: file.stat().st_size).relative_to(run_folder))
+  fallback = dict.fromkeys(
+    ('truncated', 'missing', 'swapped', 'empty'), 'fallback to the previous checkpoint'
   )
-  weights = str([file for file in arrays if file.is_file()][-1].relative_to(run_folder))
-  last = 'checkpoints/8/default'
-  harmless = {
-    'flipped': UNSEEN,
-    'truncated': 'fallback to the previous checkpoint',
-    'missing': 'fallback to the previous checkpoint',
-    'swapped': 'fallback to the previous checkpoint',
-    'empty': 'fallback to the previous checkpoint',
-  }
+  fallback['flipped'] = UNSEEN
   return [
     Input('checkpoint, folder', create(''), read_weights, command),
-    Input(
-      'checkpoint, config.json',
-      create('config.json'),
-      read_member,
-      command,
-      corruptions.replace_values,
-      harmless=_JSON,
-      impossible={'Latin-1': 'only ASCII'},
-    ),
-    Input(
-      'checkpoint, manifest.json',
-      create('manifest.json'),
-      read_member,
-      command,
-      corruptions.replace_values,
-      harmless=_JSON,
-      impossible={'Latin-1': 'only ASCII'},
+    *(
+      make_json_input(f'checkpoint, {name}', create(name), read_member, command)
+      for name in ('config.json', 'manifest.json')
     ),
     Input(
       'checkpoint, tokenizer',
@@ -936,17 +914,15 @@ def list_checkpoint_inputs(run_folder: pathlib.Path) -> list[Input]:
       read_weights,
       command,
       impossible={**_NO_TEXT, 'hostile': 'tested with _METADATA'},
-      harmless=harmless,
+      harmless=fallback,
       max_examples=2,
     ),
-    Input(
+    make_json_input(
       'checkpoint, _METADATA',
-      create(f'{last}/_METADATA'),
+      create(f'{_LAST}/_METADATA'),
       read_weights,
       command,
-      corruptions.replace_values,
-      impossible={'Latin-1': 'only ASCII'},
-      harmless={**_FIELD, **harmless},
+      harmless={**_FIELD, **fallback},
       max_examples=3,
     ),
   ]
@@ -955,16 +931,14 @@ def list_checkpoint_inputs(run_folder: pathlib.Path) -> list[Input]:
 def read_classifier(path: pathlib.Path) -> Any:
   from minilm_jax.tasks import classifier, committee_scores
 
-  folder = next(folder for folder in (path, *path.parents) if folder.name == 'classifier-0')
+  folder = find_folder(path, 'classifier-0')
   return classifier.load_classifier(folder), committee_scores.read_outputs(folder)
 
 
 def read_committee(path: pathlib.Path) -> Any:
   from minilm_jax.tasks import committee
 
-  return committee.load_committee(
-    next(folder for folder in (path, *path.parents) if folder.name == 'committee')
-  )
+  return committee.load_committee(find_folder(path, 'committee'))
 
 
 def write_member_with_hash(path: pathlib.Path, content: bytes) -> None:
@@ -996,81 +970,50 @@ def damage_outputs(valid: bytes) -> list[bytes]:
 def list_classifier_inputs(root: pathlib.Path) -> list[Input]:
   """Returns the files of a classifier and of a committee of two classifiers."""
 
-  def predict(flag: str, name: str) -> Callable[[pathlib.Path, pathlib.Path], list[str]]:
-    return lambda path, work: [
-      'predict',
-      f'--{flag}={next(folder for folder in (path, *path.parents) if folder.name == name)}',
-      '--text=the dog .',
-    ]
+  def make(build: Any, name: str, file: str, **fields: Any) -> Input:
+    """Returns a file or folder of one kind, with a reader and a command of that kind."""
+    kind, _, part = name.partition(', ')
+    folder, read = {
+      'classifier': ('classifier-0', read_classifier),
+      'committee': ('committee', read_committee),
+    }[kind]
 
-  create_member, create_committee = (
-    functools.partial(copy_folder, root / name, name) for name in ('classifier-0', 'committee')
-  )
-  command, only_ascii = predict('classifier', 'classifier-0'), {'Latin-1': 'only ASCII'}
+    def predict(path: pathlib.Path, work: pathlib.Path) -> list[str]:
+      return ['predict', f'--{kind}={find_folder(path, folder)}', '--text=the dog .']
+
+    command = None if part == 'outputs.npz' else predict
+    return build(name, copy_folder(root / folder, folder, file), read, command, **fields)
+
   return [
-    Input('classifier, folder', create_member(''), read_classifier, command),
-    Input(
-      'classifier, manifest.json',
-      create_member('manifest.json'),
-      read_classifier,
-      command,
-      corruptions.replace_values,
-      max_examples=12,
-      harmless=_JSON,
-      impossible=only_ascii,
-    ),
-    Input(
+    make(Input, 'classifier, folder', ''),
+    make(make_json_input, 'classifier, manifest.json', 'manifest.json', max_examples=12),
+    make(
+      make_json_input,
       'classifier, classifier.json',
-      create_member('classifier.json'),
-      read_classifier,
-      command,
-      corruptions.replace_values,
+      'classifier.json',
       write=write_member_with_hash,
       harmless={'hostile': 'another valid name or number'},
-      impossible=only_ascii,
       max_examples=40,
     ),
-    Input(
+    make(
+      Input,
       'classifier, tokenizer',
-      create_member('tokenizer.model'),
-      read_classifier,
-      command,
+      'tokenizer.model',
       impossible={**_NO_TEXT, 'hostile': 'tested with the other tokenizers'},
       max_examples=3,
     ),
-    Input(
+    make(
+      Input,
       'classifier, outputs.npz',
-      create_member('outputs.npz'),
-      read_classifier,
-      None,
-      damage_outputs,
+      'outputs.npz',
+      hostile=damage_outputs,
       impossible=_NO_TEXT,
       write=write_member_with_hash,
       max_examples=7,
     ),
-    Input(
-      'committee, folder', create_committee(''), read_committee, predict('committee', 'committee')
-    ),
-    Input(
-      'committee, config.json',
-      create_committee('config.json'),
-      read_committee,
-      predict('committee', 'committee'),
-      corruptions.replace_values,
-      harmless=_JSON,
-      impossible=only_ascii,
-      max_examples=8,
-    ),
-    Input(
-      'committee, manifest.json',
-      create_committee('manifest.json'),
-      read_committee,
-      predict('committee', 'committee'),
-      corruptions.replace_values,
-      harmless=_JSON,
-      impossible=only_ascii,
-      max_examples=12,
-    ),
+    make(Input, 'committee, folder', ''),
+    make(make_json_input, 'committee, config.json', 'config.json', max_examples=8),
+    make(make_json_input, 'committee, manifest.json', 'manifest.json', max_examples=12),
   ]
 
 
@@ -1088,43 +1031,31 @@ def list_dataset_inputs(tfds_folder: pathlib.Path) -> list[Input]:
   """Returns the files of a dataset that TFDS prepared."""
 
   def command(path: pathlib.Path, work: pathlib.Path) -> list[str]:
-    root = next(folder for folder in (path, *path.parents) if folder.name == 'tfds')
-    return [
-      'corpus',
-      *SMALL,
-      '--config.documents.sources=tiny',
-      f'--config.documents.data_dir={root}',
-      f'--workdir={work}',
-    ]
+    fields = ('documents.sources=tiny', 'documents.data_dir')
+    return make_corpus_command(*fields)(find_folder(path, 'tfds'), work)
 
-  create, inside = functools.partial(copy_folder, tfds_folder, 'tfds'), 'tiny/10.0.0'
-  records = next((tfds_folder / inside).glob('*array_record*')).name
-  only_ascii = {'Latin-1': 'only ASCII'}
+  def create(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
+    return copy_folder(tfds_folder, 'tfds', name and f'tiny/10.0.0/{name}')
+
   return [
     Input('TFDS, folder', create(''), read_dataset, command),
-    Input(
-      'TFDS, dataset_info.json',
-      create(f'{inside}/dataset_info.json'),
-      read_dataset,
-      command,
-      corruptions.replace_values,
-      max_examples=25,
-      harmless=_JSON,
-      impossible=only_ascii,
-    ),
-    Input(
-      'TFDS, features.json',
-      create(f'{inside}/features.json'),
-      read_dataset,
-      command,
-      damage_features,
-      max_examples=25,
-      harmless=_JSON,
-      impossible=only_ascii,
+    *(
+      make_json_input(
+        f'TFDS, {name}',
+        create(name),
+        read_dataset,
+        command,
+        hostile=hostile,
+        max_examples=25,
+      )
+      for name, hostile in (
+        ('dataset_info.json', corruptions.replace_values),
+        ('features.json', damage_features),
+      )
     ),
     Input(
       'TFDS, records',
-      create(f'{inside}/{records}'),
+      create(next((tfds_folder / 'tiny/10.0.0').glob('*array_record*')).name),
       read_dataset,
       command,
       lambda valid: [valid[:-16] + b'\xff' * 16, valid[:64] + b'\xff' * 64 + valid[128:]],
