@@ -57,11 +57,7 @@ def parse_span(span: str, updates: int, workdir: epath.PathLike) -> tuple[int, i
 
 @contextlib.contextmanager
 def open_recorder(span: str, updates: int, workdir: epath.PathLike) -> Iterator['Recorder']:
-  """Yields the recorder of the updates of --profile.
-
-  Raises:
-    InputError: See `parse_span`.
-  """
+  """Yields the recorder of the updates of --profile."""
   recorder = Recorder(epath.Path(workdir), *parse_span(span, updates, workdir))
   with contextlib.closing(recorder):
     yield recorder

@@ -27,9 +27,7 @@ from minilm_jax.core.errors import InputError
 T = TypeVar('T')
 AUTO = 'auto'
 MIN_HEARTBEAT_SECONDS = 10
-JAX_EXTRA_SECONDS = (
-  60  # JAX aborts the process at its time-out; our time-out raises an error before
-)
+JAX_EXTRA_SECONDS = 60  # JAX aborts the process at its time-out; ours raises an error before
 LOST_PEER_STATUS = 2
 _REMEDY = (
   'read the messages of the other processes, then restart all processes: the run resumes from its '

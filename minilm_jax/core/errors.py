@@ -106,14 +106,8 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
 
 FieldRule = Callable[[str, Any], None]
 MAX_AXIS_SIZE = 2**24  # elements along an axis of an array
-TEXT, COUNT, NUMBER, FLAG, ANY = (
-  'text',
-  'a whole number from 0',
-  'a number or null',
-  'true or false',
-  'anything',
-)
-MAYBE = 'a whole number from 0 or null'
+TEXT, COUNT, NUMBER = 'text', 'a whole number from 0', 'a number or null'
+FLAG, ANY, MAYBE = 'true or false', 'anything', 'a whole number from 0 or null'
 Schema = str | list | Mapping[str, Any]
 # NUL, and surrogates, which JSON and undecodable arguments of a process can contain.
 NO_TEXT = re.compile('[\0\ud800-\udfff]')

@@ -113,8 +113,7 @@ def load(path: str) -> config_dict.ConfigDict:
   """
   _, argument = split_argument(path)
   recipe = _exec_recipe(
-    path,
-    lambda module: module.get_config() if argument is None else module.get_config(argument),
+    path, lambda module: module.get_config() if argument is None else module.get_config(argument)
   )
   if not isinstance(recipe, config_dict.ConfigDict):
     raise InputError(

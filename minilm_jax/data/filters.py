@@ -310,11 +310,7 @@ class _SegmentSelector:
     self.counts = collections.Counter(words_read=int(self._words[-1]))
 
   def select(
-    self,
-    kind: str,
-    starts: Int[np.ndarray, 'n'],
-    stops: Int[np.ndarray, 'n'],
-    min_words: int,
+    self, kind: str, starts: Int[np.ndarray, 'n'], stops: Int[np.ndarray, 'n'], min_words: int
   ) -> list[tuple[int, str, str]]:
     """Returns the segments [starts[i], stops[i]) with more than `min_words` counted words."""
     words = self._words[stops] - self._words[starts]

@@ -81,11 +81,7 @@ def load(
 def restore_model(
   workdir: epath.PathLike, init: Callable[[Any], T], prefix: str = 'model', step: int | None = None
 ) -> T:
-  """Restores the part of a checkpoint below `prefix` to the first device.
-
-  Raises:
-    InputError: See `checkpoint.restore_part`.
-  """
+  """Restores the part of a checkpoint below `prefix` to the first device."""
   return checkpoint.restore_part(workdir, jax.eval_shape(init, jax.random.key(0)), prefix, step)
 
 

@@ -35,7 +35,7 @@ def pretrain(
 
   Args:
     record: `record(first, last)` returns a context manager; the chunk of the updates `first + 1 ...
-      last` runs inside it. `profiler.Recorder.record` is such a function.
+      last` runs inside it, as `Recorder.record` of `cli/profiler.py`.
     init_from: RUN or RUN@STEP that gives a new run its weights; '' for random weights.
     init_optimizer: Whether that run also gives the moments of the optimizer.
 

@@ -59,9 +59,7 @@ def make_mesh(
   size, subject = math.prod(shape), f'a mesh of {population} x {data} x {config.model} devices'
   if size > len(devices):
     raise InputError(
-      subject,
-      f'{len(devices)} devices',
-      'lower mesh.population, mesh.data or mesh.model',
+      subject, f'{len(devices)} devices', 'lower mesh.population, mesh.data or mesh.model'
     )
   if members % population:
     raise InputError(

@@ -4,6 +4,7 @@ import os
 import pwd
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import pytest
 
@@ -19,20 +20,21 @@ backend.prepare()
 """
 
 
-def prepare(**environment: str) -> list[str]:
-  base_environment = {
-    name: value
-    for name, value in os.environ.items()
-    if name not in ('XLA_FLAGS', 'JAX_COMPILATION_CACHE_DIR')
-  }
+def run_program(program: str, without: Sequence[str] = (), **environment: str) -> list[str]:
+  """Returns the words that a program prints in a process with changed environment variables."""
+  base_environment = {name: value for name, value in os.environ.items() if name not in without}
   process = subprocess.run(
-    [sys.executable, '-c', PROGRAM],
+    [sys.executable, '-c', program],
     env=base_environment | environment,
     capture_output=True,
     text=True,
   )
   assert process.returncode == 0, process.stderr
   return process.stdout.split()
+
+
+def prepare(**environment: str) -> list[str]:
+  return run_program(PROGRAM, ('XLA_FLAGS', 'JAX_COMPILATION_CACHE_DIR'), **environment)
 
 
 def test_defaults_are_a_device_a_core_and_a_user_cache(tmp_path):
@@ -100,11 +102,7 @@ def test_hidden_accelerators_leave_a_cpu_without_cache(tmp_path):
     'from minilm_jax.core import backend\nbackend.prepare()\nbackend.hide_accelerators()\nimport jax, os\n'
     'print(jax.devices()[0].platform, os.environ["TPU_SKIP_MDS_QUERY"], jax.config.jax_enable_compilation_cache)'
   )
-  base_environment = {name: value for name, value in os.environ.items() if name != 'JAX_PLATFORMS'}
-  process = subprocess.run(
-    [sys.executable, '-c', program], env=base_environment, capture_output=True, text=True
-  )
-  assert process.stdout.split() == ['cpu', '1', 'False'], process.stderr
+  assert run_program(program, ['JAX_PLATFORMS']) == ['cpu', '1', 'False']
 
 
 def test_deterministic_sets_a_flag_that_a_cpu_accepts():
@@ -114,16 +112,11 @@ def test_deterministic_sets_a_flag_that_a_cpu_accepts():
     'from minilm_jax.core import backend\nbackend.prepare(True)\nbackend.prepare(True)\nimport jax, os\n'
     'print(float(jax.numpy.ones(3).sum()), os.environ["XLA_FLAGS"])'
   )
-  process = subprocess.run(
-    [sys.executable, '-c', program],
-    env=os.environ | {'XLA_FLAGS': xla_flags},
-    capture_output=True,
-    text=True,
-  )
-  assert (
-    process.returncode == 0
-    and process.stdout.strip() == f'3.0 {xla_flags} --xla_gpu_deterministic_ops=true'
-  ), process.stderr
+  assert run_program(program, XLA_FLAGS=xla_flags) == [
+    '3.0',
+    xla_flags,
+    '--xla_gpu_deterministic_ops=true',
+  ]
 
 
 @pytest.mark.parametrize(
@@ -146,13 +139,8 @@ def test_release_returns_scattered_freed_memory():
     'blocks = [bytes(100_000) for _ in range(2_000)]\nused = blocks[::10]\ndel blocks\n'
     'before = resident()\nbackend.release()\nprint(before - resident())'
   )
-  process = subprocess.run(
-    [sys.executable, '-c', program],
-    env=os.environ | {'MALLOC_MMAP_THRESHOLD_': '1000000'},
-    capture_output=True,
-    text=True,
-  )
-  assert int(process.stdout) > 100, process
+  (released_mib,) = run_program(program, MALLOC_MMAP_THRESHOLD_='1000000')
+  assert int(released_mib) > 100
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='needs glibc')
@@ -167,13 +155,6 @@ def test_large_temporaries_stay_in_the_process_until_release():
     'before = resident()\nbackend.release()\nprint(before - resident())'
   )
   names = ('MALLOC_MMAP_THRESHOLD_', 'MALLOC_TRIM_THRESHOLD_', 'MALLOC_TOP_PAD_')
-  base_environment = {name: value for name, value in os.environ.items() if name not in names}
   for setting, retains in (({}, True), (dict.fromkeys(names, '1000000'), False)):
-    process = subprocess.run(
-      [sys.executable, '-c', program],
-      env=base_environment | setting,
-      capture_output=True,
-      text=True,
-    )
-    faults, released_mib = map(int, process.stdout.split())
-    assert (faults < 300, released_mib > 170) == (retains, retains), process
+    faults, released_mib = map(int, run_program(program, names, **setting))
+    assert (faults < 300, released_mib > 170) == (retains, retains)

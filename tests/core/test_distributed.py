@@ -101,31 +101,32 @@ class Processes:
     )
     coordinator, *port = address.split(':')
     is_slurm = coordinator == distributed.AUTO
-    self.children.append(
-      subprocess.Popen(
-        [
-          sys.executable,
-          '-m',
-          'minilm_jax',
-          'pretrain',
-          f'--config={file}',
-          f'--workdir={workdir}',
-          f'--timeout={wait}',
-          *self.flags,
-          *(
-            [f'--coordinator={coordinator}']
-            if is_slurm
-            else ['--processes=2', f'--coordinator={address}', f'--process={process}']
-          ),
-        ],
-        env=self.environment | (slurm_environment(int(port[0]), process) if is_slurm else {}),
-        cwd=cwd,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-      )
+    joins = ['--processes=2', f'--coordinator={address}', f'--process={process}']
+    return self.spawn(
+      [
+        '-m',
+        'minilm_jax',
+        'pretrain',
+        f'--config={file}',
+        f'--workdir={workdir}',
+        f'--timeout={wait}',
+        *self.flags,
+        *([f'--coordinator={coordinator}'] if is_slurm else joins),
+      ],
+      slurm_environment(int(port[0]), process) if is_slurm else {},
+      cwd=cwd,
     )
-    return self.children[-1]
+
+  def spawn(
+    self, arguments: list[str], environment: dict[str, str], **options: Any
+  ) -> subprocess.Popen:
+    """Starts Python with these arguments; its standard output and error are pipes."""
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE, 'text': True}
+    child = subprocess.Popen(
+      [sys.executable, *arguments], env=self.environment | environment, **pipes, **options
+    )
+    self.children.append(child)
+    return child
 
   def start_pair(
     self,
@@ -273,15 +274,7 @@ def test_two_gke_workers_form_one_run(processes):
     'MEGASCALE_SLICE_ID': '0',
   }
   for number, coordinator in enumerate(('', distributed.AUTO)):
-    processes.children.append(
-      subprocess.Popen(
-        [sys.executable, '-c', program, coordinator],
-        env=processes.environment | gke_environment | {'TPU_WORKER_ID': str(number)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-      )
-    )
+    processes.spawn(['-c', program, coordinator], gke_environment | {'TPU_WORKER_ID': str(number)})
   for number, (status, out, err) in enumerate(map(wait_for, processes.children)):
     assert not status and out.split() == [str(number), '2', '4', str(number == 0)], err
 
@@ -316,17 +309,8 @@ def test_missed_heartbeats_end_the_other_process(stopped: int, processes):
     '  print("started", file=sys.stdout, flush=True)\n  while True:\n    distributed.allgather_ints(1)\n'
   )
   address = find_free_address()
-  processes.children += [
-    subprocess.Popen(
-      [sys.executable, '-c', program, address, str(number)],
-      env=processes.environment,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for number in range(2)
-  ]
+  for number in range(2):
+    processes.spawn(['-c', program, address, str(number)], {}, stdin=subprocess.PIPE)
   for process in processes.children:
     assert process.stdout.readline() == 'imported\n'
   for process in processes.children:

@@ -256,17 +256,6 @@ def test_a_continued_run_has_the_weights_of_its_origin_and_a_log_of_its_own(
   assert json.loads((tmp_path / 'run' / run_dir.RESULT).read_text()) == result
 
 
-def test_a_continued_run_starts_at_the_loss_of_its_origin(finished_run, tiny_corpus, tmp_path):
-  """Evaluations have the same masks, and an update at a rate of 0 changes nothing."""
-  config = make_run_config(tiny_corpus, **{'optimizer.learning_rate': 0.0, 'num_steps': 4})
-  run.pretrain(config, tmp_path, init_from=str(finished_run))
-  losses = [
-    [line['loss'] for line in read_log(folder) if line['split'] == 'validation']
-    for folder in (finished_run, tmp_path)
-  ]
-  assert losses[1] == [losses[0][-1]] and losses[0][0] != losses[0][-1]
-
-
 @pytest.mark.parametrize('name', ['x [1]', 'a*b?', 'lr=3e-3,wd=0.1', 'tiny@2', 'größe 一'])
 def test_a_run_resumes_in_a_folder_of_any_name(name: str, finished_run, tiny_corpus, tmp_path):
   config, folder = make_run_config(tiny_corpus), tmp_path / name / 'run'

@@ -155,8 +155,3 @@ def test_the_manifest_has_the_size_of_the_subset(rows: int, tiny_corpus, tmp_pat
     run_setup.open_or_create_run(
       make_run_config(tiny_corpus, **{'subset.rows': 25}), tmp_path / 'run'
     )
-
-
-def test_a_subset_larger_than_the_corpus_is_refused(tiny_corpus):
-  with pytest.raises(InputError, match='subset.rows'):
-    run_setup.validate(make_run_config(tiny_corpus, **{'subset.rows': 10**9}))
