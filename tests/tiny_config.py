@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from configs import base, glue, tiny
+from configs import base, paper1_tasks, tiny
 from minilm_jax.core import recipe
 from minilm_jax.core.config import FinetuneConfig, OptimizerConfig, RunConfig
 
@@ -46,7 +46,7 @@ def make_optimizer_config(**changes: Any) -> OptimizerConfig:
 
 
 def make_finetune_config(task: str = 'microworld/sentiment', **changes: Any) -> FinetuneConfig:
-  """Returns the GLUE recipe of a task; `changes` are fields by dotted name."""
-  config = glue.get_config(task)
+  """Returns the recipe of paper 1 for a task; `changes` are fields by dotted name."""
+  config = paper1_tasks.get_config(task)
   config.update_from_flattened_dict(changes)
   return recipe.resolve(config, 'finetune')

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Int
-from rich import box
 from rich import table as rich_table
 
-from minilm_jax.core import distributed, files, lock, progress, run_dir
+from minilm_jax.core import distributed
 from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID
 from minilm_jax.core.errors import InputError
 from minilm_jax.data.rows import Corpus
@@ -63,16 +62,15 @@ def evaluate_attention(
     )
   corpus = evaluate.read_split(source, model.max_length, corpus_folder, split)
   identity = {'checkpoint': source, 'steps': steps, 'split': split, 'corpus': corpus.hash}
-  if not workdir:
+
+  def measure() -> dict[str, Any]:
     return identity | {'rows': _measure_attention(source, steps, corpus)}
-  with lock.hold_lock(workdir):
-    folder = run_dir.open_run(workdir, {'kind': ATTENTION_KIND, **identity})
-    if (folder / run_dir.RESULT).exists():
-      progress.log(f'nothing to do: {folder} has the attention of these checkpoints')
-    else:
-      result = identity | {'rows': _measure_attention(source, steps, corpus)}
-      files.write_json(folder / run_dir.RESULT, result)
-  return files.read_json(folder / run_dir.RESULT, f'the attention in {folder}')
+
+  if not workdir:
+    return measure()
+  return evaluate.measure_once(
+    workdir, {'kind': ATTENTION_KIND, **identity}, measure, 'attention', 'these checkpoints'
+  )
 
 
 def _measure_attention(
@@ -153,12 +151,8 @@ def _sum_parts(
 def make_attention_tables(result: dict[str, Any]) -> list[rich_table.Table]:
   """Returns a table with one row per head and kind of query, in percent."""
   rows = result['rows']
-  table = rich_table.Table(
-    title=f'Attention of {result["checkpoint"]} on {result["split"]}, percent by distance',
-    title_justify='left',
-    caption_justify='left',
-    box=box.SIMPLE_HEAD,
-    pad_edge=False,
+  table = evaluate.make_table(
+    f'Attention of {result["checkpoint"]} on {result["split"]}, percent by distance'
   )
   names = ['step', 'member', 'layer', 'head', 'queries']
   if all(row['member'] == 0 for row in rows):

@@ -1,13 +1,21 @@
-"""Evaluates a checkpoint on a corpus split: masked-token loss, bits per word and bits per byte."""
+"""Evaluates a checkpoint on a corpus split: masked-token loss, bits per word and bits per byte.
 
+`measure_once` and `make_table` serve all commands that write or show a measurement.
+"""
+
+import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 from etils import epath
+from rich import box
+from rich import table as rich_table
+from rich.text import Text
 
-from minilm_jax.core import corpus_config, run_dir
+from minilm_jax.core import corpus_config, files, lock, progress, run_dir
 from minilm_jax.core.config import MeshConfig
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data.corpus import load_split, read_manifest
@@ -16,32 +24,72 @@ from minilm_jax.evaluation import likelihood
 from minilm_jax.training import pretrained, program, sharding
 
 
-def evaluate_loss(source: epath.PathLike, corpus_folder: str, split: str) -> dict[str, Any]:
+def measure_once(
+  workdir: epath.PathLike,
+  identity: dict[str, Any],
+  measure: Callable[[], dict[str, Any]],
+  name: str,
+  of: str,
+  list_scores: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None,
+) -> dict[str, Any]:
+  """Returns the content of result.json, which the first call for a work directory measures.
+
+  Args:
+    workdir: Directory for config.json and result.json.
+    identity: Content of config.json.
+    measure: Returns the content of result.json.
+    name: Name of the measurement in messages, and `of` its object.
+    list_scores: Returns the lines of scores.jsonl; None writes no such file.
+
+  Raises:
+    LockedError: Another process uses the work directory.
+    InputError: The work directory has another run than `identity`.
+  """
+  # A finished work directory may be read-only, so no lock is taken.
+  is_finished = (epath.Path(workdir) / run_dir.RESULT).exists()
+  with contextlib.nullcontext() if is_finished else lock.hold_lock(workdir):
+    folder = run_dir.open_run(workdir, identity)
+    if (folder / run_dir.RESULT).exists():
+      lock.remove_stale_lock(folder)  # of a process that was killed after writing its result
+      progress.log(f'nothing to do: {folder} has the {name} of {of}')
+    else:
+      result = measure()
+      if list_scores:
+        run_dir.write_lines(folder / run_dir.SCORES, list_scores(result))
+      files.write_json(folder / run_dir.RESULT, result)
+  return files.read_json(folder / run_dir.RESULT, f'the {name} in {folder}')
+
+
+def make_table(title: str | Text) -> rich_table.Table:
+  """Returns an empty table with a title and a caption on the left."""
+  return rich_table.Table(
+    title=title,
+    title_justify='left',
+    caption_justify='left',
+    box=box.SIMPLE_HEAD,
+    pad_edge=False,
+  )
+
+
+def evaluate_word_bits(source: epath.PathLike, split: str) -> dict[str, Any]:
+  """Returns bits per word and byte on a split of the run's corpus, as `evaluate_loss`."""
+  return evaluate_loss(source, '', split, with_loss=False)
+
+
+def evaluate_loss(
+  source: epath.PathLike, corpus_folder: str, split: str, with_loss: bool = True
+) -> dict[str, Any]:
   """Returns loss, perplexity, padded loss, bits per word and bits per byte of a run.
 
   Args:
     source: Pre-training run; the latest checkpoint is used.
     corpus_folder: Corpus with the tokenizer of the run; '' is the corpus of the run.
     split: 'train', 'validation' or 'test'; all rows are used.
+    with_loss: Whether to return the loss, perplexity and padded loss.
 
   Raises:
     InputError: As for `read_split`.
   """
-  return _evaluate(source, corpus_folder, split, with_loss=True)
-
-
-def evaluate_word_bits(source: epath.PathLike, split: str) -> dict[str, Any]:
-  """Returns bits per word and byte of the latest checkpoint on a split of the run's corpus.
-
-  Raises:
-    InputError: As for `read_split`.
-  """
-  return _evaluate(source, '', split, with_loss=False)
-
-
-def _evaluate(
-  source: epath.PathLike, corpus_folder: str, split: str, with_loss: bool
-) -> dict[str, Any]:
   max_length = pretrained.load_mlm_config(source).model.max_length
   corpus = read_split(source, max_length, corpus_folder, split)
   mesh = sharding.make_mesh(MeshConfig(population=1, data=0, model=1))
@@ -63,14 +111,7 @@ def _evaluate(
 def read_split(source: epath.PathLike, max_length: int, corpus_folder: str, split: str) -> Corpus:
   """Reads a split of a corpus with the tokenizer of a run.
 
-  Args:
-    source: Pre-training run.
-    max_length: Maximum row length of its model.
-    corpus_folder: Corpus with the tokenizer of the run; '' is the corpus of the run.
-    split: Name of the split.
-
-  Returns:
-    The rows on the host.
+  Rows are on the host. The `corpus_folder` '' is the corpus of the run.
 
   Raises:
     InputError: The split or corpus does not exist, rows exceed `max_length`, or the tokenizer

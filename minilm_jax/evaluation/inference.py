@@ -26,7 +26,6 @@ from minilm_jax.model.initialization import count_parameters
 from minilm_jax.tasks import classifier, committee, task_data
 from minilm_jax.tasks.classifier import Card
 from minilm_jax.tasks.committee import Committee
-from minilm_jax.tasks.committee_scores import LOGIT, PROBABILITY, combine_outputs
 from minilm_jax.tasks.examples import Examples
 from minilm_jax.training import pretrained
 
@@ -342,7 +341,7 @@ def predict_rows(
     row_logits = logits[:, number : number + 1]
     mean_probability, mean_logit = (
       _describe_output(probabilities[0], card)
-      for probabilities in (combine_outputs(row_logits, way) for way in (PROBABILITY, LOGIT))
+      for probabilities in committee.combine_both_ways(row_logits)
     )
     row |= mean_probability
     if is_committee:

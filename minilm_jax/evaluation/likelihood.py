@@ -207,11 +207,8 @@ def _score_in_batches(
   """Yields the scores of N items in batches of equal shape.
 
   Args:
-    score: Scoring function of a device.
-    model: Model, replicated over the mesh.
-    mesh: Mesh with the axis `data`.
+    model: Model, replicated over the mesh, which has the axis `data`.
     arrays: Rows of tokens, the row index of each item, and further arrays `[N ...]`.
-    batch_size: Number of items of a batch.
   """
   tokens, owner, *others = arrays
   split_rows = NamedSharding(mesh, PartitionSpec('data'))
@@ -262,11 +259,7 @@ def compute_log_probabilities(
 ) -> Float[Array, 'B']:
   """Returns log softmax(x K + b) at the target of each row in float32, block by block.
 
-  Args:
-    x: Input of the output projection, in the dtype of the product.
-    kernel: Kernel of the output projection.
-    bias: Bias of the output projection, added in float32.
-    targets: Ids of the target tokens.
+  The product has the dtype of `x`; the bias is added in float32.
   """
   kernel = kernel.astype(x.dtype)
 
@@ -286,11 +279,7 @@ def measure_bits(
 ) -> dict[str, Any]:
   """Returns bits per word and byte on rows, and `word_masks`, the results of each rate and seed.
 
-  Args:
-    model: Model, replicated over the mesh.
-    tokens: Rows of a corpus.
-    tokenizer: Tokenizer of the corpus.
-    mesh: Mesh with the axis `data`, over which rows are sharded.
+  The model is replicated over the mesh; rows are sharded over its axis `data`.
 
   Raises:
     InputError: The rows have no word to mask.

@@ -7,7 +7,6 @@ any table with the same columns.
 """
 
 import collections
-import contextlib
 import dataclasses
 import hashlib
 import math
@@ -18,15 +17,15 @@ from typing import Any
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Float32, Float64
-from rich import box, text
 from rich import table as rich_table
+from rich import text
 from scipy import stats
 
-from minilm_jax.core import files, lock, paths, progress, run_dir
+from minilm_jax.core import paths, progress, run_dir
 from minilm_jax.core.errors import NO_TEXT, InputError, suggest_name
 from minilm_jax.data import corpus, documents, readers
 from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID, Tokenizer
-from minilm_jax.evaluation import likelihood
+from minilm_jax.evaluation import evaluate, likelihood
 from minilm_jax.tasks import metrics
 from minilm_jax.training import pretrained
 
@@ -72,9 +71,7 @@ def name_pair_set(source: epath.PathLike) -> str:
   return _open_tables(source)[0]
 
 
-def _open_tables(
-  source: epath.PathLike,
-) -> tuple[str, list[tuple[str, Iterator[dict[str, Any]]]]]:
+def _open_tables(source: epath.PathLike) -> tuple[str, list[tuple[str, Iterator[dict[str, Any]]]]]:
   """Returns the name of a set, and the name and rows of each of its tables."""
   path = epath.Path(source).expanduser()
   subject = f'minimal pairs in {source}'
@@ -193,9 +190,6 @@ def summarize_pairs(
   Intervals are Wilson's for the effective number of pairs P^2 / sum_p (1 / n_p) of P paradigms.
   They cover other pairs of the same paradigms, and are slightly too wide if paradigms differ.
 
-  Args:
-    frequency_points: Points of each pair by word frequency, or None.
-
   Returns:
     A dict for 'all', and lists of dicts under 'phenomena' and 'paradigms'. Each dict has 'value',
     'low', 'high', 'pairs', 'paradigms', 'ties' (a share) and 'frequency' (an accuracy or None).
@@ -220,13 +214,12 @@ def summarize_pairs(
       'frequency': None if frequency_points is None else mean_over(groups, frequency_points),
     }
 
-  phenomena = dict.fromkeys(phenomenon for phenomenon, _ in members)
+  phenomena: dict[str, list[list[int]]] = collections.defaultdict(list)
+  for (phenomenon, _), group in members.items():
+    phenomena[phenomenon].append(group)
   return {
     ALL_PARADIGMS: summarize(list(members.values())),
-    'phenomena': [
-      {'phenomenon': name, **summarize([group for key, group in members.items() if key[0] == name])}
-      for name in phenomena
-    ],
+    'phenomena': [{'phenomenon': name, **summarize(phenomena[name])} for name in phenomena],
     'paradigms': [
       {'paradigm': paradigm, 'phenomenon': phenomenon, **summarize([group])}
       for (phenomenon, paradigm), group in members.items()
@@ -339,27 +332,18 @@ def evaluate_pairs(
 
   if not workdir:
     return measure()
-  # A finished work directory may be read-only, so no lock is taken.
-  finished = (epath.Path(workdir) / run_dir.RESULT).exists()
-  with contextlib.nullcontext() if finished else lock.hold_lock(workdir):
-    identity = {
-      'kind': 'evaluate',
-      'checkpoint': str(source),
-      'checkpoint_step': run.step,
-      'task': task,
-      'pairs': _hash_pairs(pairs),
-      'likelihood': variant,
-      'corpus': corpus_folder,
-    }
-    folder = run_dir.open_run(workdir, identity)
-    if (folder / run_dir.RESULT).exists():
-      lock.remove_stale_lock(folder)  # of a process that was killed after writing its result
-      progress.log(f'nothing to do: {folder} has the scores of these pairs')
-      return files.read_json(folder / run_dir.RESULT, f'the result of {folder}')
-    result = measure()
-    run_dir.write_lines(folder / run_dir.SCORES, make_score_lines(result))
-    files.write_json(folder / run_dir.RESULT, result)
-    return result
+  identity = {
+    'kind': 'evaluate',
+    'checkpoint': str(source),
+    'checkpoint_step': run.step,
+    'task': task,
+    'pairs': _hash_pairs(pairs),
+    'likelihood': variant,
+    'corpus': corpus_folder,
+  }
+  return evaluate.measure_once(
+    workdir, identity, measure, 'scores', 'these pairs', make_score_lines
+  )
 
 
 def _hash_pairs(pairs: Sequence[MinimalPair]) -> str:
@@ -401,9 +385,7 @@ def make_score_lines(result: dict[str, Any]) -> list[dict[str, Any]]:
       **common,
       'metric': 'accuracy',
       'split': split,
-      'value': line['value'],
-      'low': line['low'],
-      'high': line['high'],
+      **{name: line[name] for name in ('value', 'low', 'high')},
       'headline': split == ALL_PARADIGMS,
       'examples': line['pairs'],
       'train_examples': 0,
@@ -432,12 +414,8 @@ def _list_summaries(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def make_pair_tables(result: dict[str, Any]) -> list[rich_table.Table]:
   """Returns a table with one row per phenomenon and a caption on the set."""
-  table = rich_table.Table(
-    title=text.Text(f'{result["task"]} by {result["checkpoint"]}, {result["likelihood"]}, x 100'),
-    title_justify='left',
-    caption_justify='left',
-    box=box.SIMPLE_HEAD,
-    pad_edge=False,
+  table = evaluate.make_table(
+    text.Text(f'{result["task"]} by {result["checkpoint"]}, {result["likelihood"]}, x 100')
   )
   table.add_column('phenomenon', overflow='fold')
   for heading in ('pairs', 'accuracy', '95%', 'ties', 'frequency'):

@@ -24,10 +24,9 @@ import jax
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Integer
-from rich import box
 from rich import table as rich_table
 
-from minilm_jax.core import files, lock, progress, recipe, run_dir
+from minilm_jax.core import progress, recipe
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.corpus_config import MASK_ID
 from minilm_jax.core.errors import InputError
@@ -39,7 +38,7 @@ from minilm_jax.data.corpus import (
   measure_subset,
   select_rows,
 )
-from minilm_jax.evaluation import ngrams
+from minilm_jax.evaluation import evaluate, ngrams
 from minilm_jax.training import masking, run_setup, train_step
 
 BASELINE_KIND = 'baselines'
@@ -88,19 +87,16 @@ def measure_baselines(config: RunConfig, workdir: epath.PathLike) -> dict[str, A
     'rows': config.eval.rows,
     'subset': recipe.as_dict(config.subset),
   }
-  with lock.hold_lock(workdir):
-    workdir = run_dir.open_run(workdir, identity)
-    if (workdir / run_dir.RESULT).exists():
-      progress.log(f'nothing to do: {workdir} has the baselines of this corpus')
-    else:
-      result = {
-        **_measure(config, folder, splits),
-        'train': measure_subset(config.subset, folder, manifest),
-        'corpus': manifest['hash'],
-        'corpus_folder': str(folder),
-      }
-      files.write_json(workdir / run_dir.RESULT, result)
-  return files.read_json(workdir / run_dir.RESULT, f'the baselines in {workdir}')
+
+  def measure() -> dict[str, Any]:
+    return {
+      **_measure(config, folder, splits),
+      'train': measure_subset(config.subset, folder, manifest),
+      'corpus': manifest['hash'],
+      'corpus_folder': str(folder),
+    }
+
+  return evaluate.measure_once(workdir, identity, measure, 'baselines', 'this corpus')
 
 
 def _measure(config: RunConfig, folder: epath.Path, splits: Sequence[str]) -> dict[str, Any]:
@@ -188,7 +184,6 @@ def compute_probabilities(
     count: Function that returns counts by the tokens at given offsets.
     contexts: Contexts of the targets, as from `collect_contexts`.
     targets: Ids without `ngrams.UNPREDICTED_IDS`.
-    vocabulary: Vocabulary size V.
   """
 
   def back_off(
@@ -226,15 +221,11 @@ def compute_probabilities(
 def make_baseline_tables(result: dict[str, Any]) -> list[rich_table.Table]:
   """Returns a table with one row per predictor."""
   splits = list(dict.fromkeys(row['split'] for row in result['rows']))
-  table = rich_table.Table(
-    'predictor',
-    'sees',
-    title=f'Counts of {result["train"]["tokens"]:,} tokens: nats per masked token',
-    title_justify='left',
-    caption_justify='left',
-    box=box.SIMPLE_HEAD,
-    pad_edge=False,
+  table = evaluate.make_table(
+    f'Counts of {result["train"]["tokens"]:,} tokens: nats per masked token'
   )
+  table.add_column('predictor')
+  table.add_column('sees')
   for split in splits:
     table.add_column(split, justify='right')
     table.add_column('with pads', justify='right')

@@ -47,13 +47,7 @@ from minilm_jax.data.corpus import (
   select_rows,
 )
 from minilm_jax.data.normalization import normalize_text
-from minilm_jax.data.tokenizer import (
-  PAD_ID,
-  SPECIAL_TOKENS,
-  UNKNOWN_ID,
-  Tokenizer,
-  load_tokenizer,
-)
+from minilm_jax.data.tokenizer import PAD_ID, SPECIAL_TOKENS, UNKNOWN_ID, Tokenizer, load_tokenizer
 from minilm_jax.tasks import metrics
 from minilm_jax.tasks.examples import Examples, complete_task, list_splits, read_examples
 
@@ -73,7 +67,6 @@ class TypeCounts:
   Attributes:
     owner: Example number of each entry.
     kind: Type number of each entry.
-    count: Count of each entry.
     examples: Number of examples, including examples without entries.
     types: Number of types T.
   """
@@ -88,13 +81,11 @@ class TypeCounts:
     """Returns the count of each type in all examples."""
     return np.bincount(self.kind, self.count, self.types).astype(int)
 
-  def present(self) -> Bool[np.ndarray, 'T']:
-    """Returns whether each type occurs."""
-    return np.bincount(self.kind, minlength=self.types) > 0
-
-  def is_unique(self) -> Bool[np.ndarray, 'K']:
-    """Returns whether the type of each entry occurs in no other example."""
-    return (np.bincount(self.kind, minlength=self.types) == 1)[self.kind]
+  def count_distinct(self, mask: Bool[np.ndarray, 'T']) -> Jackknife:
+    """Returns the number of types in the mask, of all examples and without each example."""
+    num_examples = np.bincount(self.kind, minlength=self.types)
+    count = int(((num_examples > 0) & mask).sum())
+    return count, count - self.sum_entries((num_examples == 1)[self.kind] & mask[self.kind])
 
   def sum_entries(self, values: Values) -> Float[np.ndarray, 'n']:
     """Returns the sum over the entries of each example."""
@@ -110,8 +101,7 @@ class Measure:
     name: Name of the measure in the docstring of the module.
     min_count: Minimum count m in the corpus; 1 for measures without m.
     value: A share, or nats for cross-entropy and divergence.
-    low: Lower end of the 95% interval; nan for fewer than two examples.
-    high: Upper end of the 95% interval; nan for fewer than two examples.
+    low: Lower end of the 95% interval, `high` the upper end; nan for fewer than two examples.
   """
 
   unit: str
@@ -194,10 +184,7 @@ def measure_overlap(
     name: read_examples(task, config.task, name)
     for name in ('train', *list_splits(task, config.task.split))
   }
-  train_files, tokenizer = (
-    CorpusFiles(folder, TRAIN_SPLIT),
-    open_tokenizer(folder, manifest),
-  )
+  train_files, tokenizer = CorpusFiles(folder, TRAIN_SPLIT), open_tokenizer(folder, manifest)
   counts = count_corpus(train_files, tokenizer, select_rows(part, train_files))
   measures = {
     name: compute_measures(examples, tokenizer, *counts, f'the {name} split of {task.name}')
@@ -238,8 +225,7 @@ def read_texts(
   Raises:
     InputError: No example has a piece or a word; the error names the source.
   """
-  pairs = zip(examples.first, examples.second or ('',) * len(examples.first), strict=True)
-  joined = (f'{first} {second}'.strip() for first, second in pairs)
+  joined = (f'{first} {second}'.strip() for first, second in examples.pairs)
   texts = [normalize_text(text).lower() for text in joined]
   encoded, words = tokenizer.encode(texts), [split_words(text) for text in texts]
   if not any(words) or not any(encoded):
@@ -258,17 +244,10 @@ def compute_measures(
   word_counts: Mapping[str, int],
   source: str,
 ) -> list[Measure]:
-  """Returns all measures of examples against the counts of a corpus.
-
-  Args:
-    examples: Examples of a split.
-    tokenizer: Tokenizer of the corpus.
-    piece_counts: Counts of pieces by `count_corpus`.
-    word_counts: Counts of words by `count_corpus`.
-    source: Name of the examples in errors.
+  """Returns all measures of examples against the counts of a corpus, as from `count_corpus`.
 
   Raises:
-    InputError: The examples have no text.
+    InputError: The examples have no text; the error names the source.
   """
   pieces, example_words = read_texts(examples, tokenizer, source)
   index = {word: i for i, word in enumerate(dict.fromkeys(itertools.chain(*example_words)))}
@@ -337,22 +316,17 @@ def _compute_token_share(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> Jack
 
 def _compute_type_share(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> Jackknife:
   """Returns the share of distinct types in the mask."""
-  present, unique = texts.present(), texts.is_unique()
-  covered, distinct = int((present & mask).sum()), int(present.sum())
+  covered, distinct = texts.count_distinct(mask), texts.count_distinct(np.full_like(mask, True))
   with np.errstate(divide='ignore', invalid='ignore'):
-    return covered / distinct, (covered - texts.sum_entries(unique & mask[texts.kind])) / (
-      distinct - texts.sum_entries(unique)
-    )
+    return covered[0] / distinct[0], covered[1] / distinct[1]
 
 
 def _compute_jaccard(
   texts: TypeCounts, mask: Bool[np.ndarray, 'T'], corpus_types: int
 ) -> Jackknife:
   """Returns the number of common types over the number of types in the union."""
-  present, unique = texts.present(), texts.is_unique()
-  common, distinct = int((present & mask).sum()), int(present.sum())
-  common_without = common - texts.sum_entries(unique & mask[texts.kind])
-  distinct_without = distinct - texts.sum_entries(unique)
+  common, common_without = texts.count_distinct(mask)
+  distinct, distinct_without = texts.count_distinct(np.full_like(mask, True))
   return (
     common / (distinct + corpus_types - common),
     common_without / (distinct_without + corpus_types - common_without),

@@ -79,14 +79,8 @@ def write_overlap_subsets(
   manifest = read_manifest(folder)
   check_subset(SubsetConfig(0, tokens, shuffle_seed), manifest, folder)
   task = complete_task(config.task)
-  examples, source = (
-    read_examples(task, config.task, 'train'),
-    f'the train split of {task.name}',
-  )
-  files, tokenizer = (
-    CorpusFiles(folder, TRAIN_SPLIT),
-    overlap.open_tokenizer(folder, manifest),
-  )
+  examples, source = read_examples(task, config.task, 'train'), f'the train split of {task.name}'
+  files, tokenizer = CorpusFiles(folder, TRAIN_SPLIT), overlap.open_tokenizer(folder, manifest)
   texts, _ = overlap.read_texts(examples, tokenizer, source)
   piece_counts, _ = overlap.count_corpus(files, tokenizer, with_words=False)
   scores = score_rows(files, compute_token_weights(by, texts.totals(), piece_counts))
@@ -112,7 +106,9 @@ def write_overlap_subsets(
       'task': task.name,
       'split': 'train',
       'examples': len(examples.labels),
-      **_describe_scores(scores[rows]),
+      'score': float(scores[rows].mean()),
+      'lowest': float(scores[rows].min()),
+      'highest': float(scores[rows].max()),
       **_describe_overlap(overlap.compute_measures(examples, tokenizer, *counts, source)),
     }
     target = epath.Path(workdir) / f'part-{number}'
@@ -137,14 +133,6 @@ def _check_selection(by: str, num_parts: int) -> None:
     )
 
 
-def _describe_scores(scores: Float[np.ndarray, 'n']) -> dict[str, float]:
-  return {
-    'score': float(np.mean(scores)),
-    'lowest': float(scores.min()),
-    'highest': float(scores.max()),
-  }
-
-
 def _describe_overlap(measures: Sequence[Measure]) -> dict[str, Any]:
   headline = overlap.find_headline(measures)
   return {
@@ -159,13 +147,7 @@ def _describe_overlap(measures: Sequence[Measure]) -> dict[str, Any]:
 def compute_token_weights(
   by: str, task_counts: Int[np.ndarray, 'V'], corpus_counts: Int[np.ndarray, 'V']
 ) -> Float[np.ndarray, 'V']:
-  """Returns the weight of each piece in the score of a row; 0 for special tokens and `<unk>`.
-
-  Args:
-    by: One of `SELECTIONS`.
-    task_counts: Count of each piece in the task's texts.
-    corpus_counts: Count of each piece in the corpus.
-  """
+  """Returns the weight of each piece in the score of a row; 0 for special tokens and `<unk>`."""
   weights = np.zeros(len(task_counts))
   if by == 'overlap':
     weights = (task_counts > 0).astype(float)
@@ -202,9 +184,7 @@ def cut_by_tokens(
   Args:
     scores: Score of each row; the fixed random order breaks ties.
     lengths: Number of tokens of each row.
-    num_parts: Number of parts.
     tokens: Number of tokens of each part; 0 is the size of the smallest part.
-    shuffle_seed: Seed of the fixed random order.
 
   Raises:
     InputError: A part has too few tokens or no row.
@@ -311,11 +291,8 @@ def _write_files(
       CorpusFiles(folder, split)  # verifies checksums
     for shard in splits[split]['shards']:
       _copy_file(folder, shard['file'], workdir, f'a shard of {folder}')
-  name, checksum = manifest['tokenizer']['file'], manifest['tokenizer']['sha256']
-  subject = f'the tokenizer of {folder}'
-  if files.hash_file(files.resolve_inside(folder, name, subject)) != checksum:
-    raise InputError(subject, 'another sha256 than in the manifest', 'copy the corpus again')
-  _copy_file(folder, name, workdir, subject)
+  checksum = overlap.open_tokenizer(folder, manifest).sha256
+  _copy_file(folder, manifest['tokenizer']['file'], workdir, f'the tokenizer of {folder}')
   origin = {'of': manifest['hash'], 'of_rows': manifest['splits'][TRAIN_SPLIT]['rows']}
   changes = {
     'splits': splits,

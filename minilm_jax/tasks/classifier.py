@@ -17,7 +17,7 @@ import functools
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,26 +58,18 @@ class Card(Checked):
   """Describes a classifier except for its weights.
 
   Attributes:
-    kind: `CLASSIFIER_KIND`.
-    task: Name of the task.
-    task_kind: 'classification' or 'regression'.
     labels: Names of the classes in the order of the outputs; empty for a regression.
     fields: Names of the text columns, one or two.
     concatenate_fields: Whether the fields are joined to one text.
     headline: Main metric of the task.
     length: Maximum number of tokens of an example.
-    model: Shape of the encoder.
-    head: Shape of the head.
     tokenizer: Checksum of the tokenizer file.
-    seed: Seed of the head and of the order of examples.
-    learning_rate: Peak of the schedule.
     checkpoint: Pre-training run of the encoder or, for a start from scratch, of its shape.
     step: Step of the checkpoint; -1 is a start from scratch.
     epoch_choice: 'best' on the validation part, or 'last'.
     epoch: Number of finished epochs.
   """
 
-  where: ClassVar[str] = 'classifier.'
   kind: str
   task: str
   task_kind: str
@@ -114,14 +106,7 @@ class Card(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class SavedClassifier:
-  """Stores a loaded classifier.
-
-  Attributes:
-    card: Description of the classifier.
-    model: Weights on the host.
-    tokenizer: Tokenizer of the model.
-    identity: Checksum of the weights.
-  """
+  """Stores a classifier with its weights on the host; `identity` is their checksum."""
 
   card: Card
   model: Classifier
@@ -150,10 +135,6 @@ def save_classifier(
   """Writes a classifier into a folder atomically, and replaces an earlier classifier.
 
   Args:
-    path: Target folder.
-    card: Description of the classifier.
-    model: Weights of a single member.
-    tokenizer: Tokenizer of the model.
     outputs: Outputs (logits, or numbers) and correct labels of each reported split.
     digests: Checksums of the examples of the reported splits.
   """
@@ -268,7 +249,6 @@ def build_forward(
   """Returns a compiled function from stacked members and batches of tokens to logits.
 
   Args:
-    members: Number of members.
     strategy: Result of `population.choose_strategy`.
     devices: Devices that the members are divided among; all by default.
   """

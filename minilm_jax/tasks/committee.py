@@ -112,8 +112,9 @@ def make_committee(members: str, workdir: epath.PathLike) -> dict[str, Any]:
     InputError: A member is missing, damaged, repeated or incompatible, or the work directory has
       another committee.
   """
-  folders = [epath.Path(folder) for folder in parse_members(members)]
-  loaded = [(classifier.load_classifier(folder), folder) for folder in folders]
+  loaded = [
+    (classifier.load_classifier(folder), epath.Path(folder)) for folder in parse_members(members)
+  ]
   loaded.sort(key=lambda pair: pair[0].identity)
   classifiers, folders = [member for member, _ in loaded], [folder for _, folder in loaded]
   check_members(classifiers, list(map(str, folders)))
@@ -180,7 +181,7 @@ def _write_scores(
   """Writes committee.json and result.json; returns the result with the lines of committee.json."""
   card = members[0].card
   scores, reason, examples = _study_members(folders, card.headline)
-  lines = [score.to_dict() for score in scores]
+  lines = files.to_json_types([dataclasses.asdict(score) for score in scores])
   heads = [member.card.head.ensemble_size for member in members]
   files.write_json(
     workdir / STUDY,
@@ -249,16 +250,12 @@ def check_members(members: Sequence[SavedClassifier], names: Sequence[str]) -> N
     subject, card = f'a committee with {name}', member.card
     if member.identity in name_by_identity:
       raise InputError(
-        subject,
-        f'the same weights as {name_by_identity[member.identity]}',
-        'name each member once',
+        subject, f'the same weights as {name_by_identity[member.identity]}', 'name each member once'
       )
     name_by_identity[member.identity] = name
     if card.is_regression:
       raise InputError(
-        subject,
-        'a regression, which has no probabilities',
-        'give members of a classification task',
+        subject, 'a regression, which has no probabilities', 'give members of a classification task'
       )
     if not all(np.isfinite(leaf).all() for leaf in checkpoint.flatten(member.model).values()):
       raise InputError(subject, 'non-finite weights', 'remove the member')
@@ -321,9 +318,7 @@ def load_committee(folder: epath.PathLike) -> Committee:
   for member, row in zip(members, rows, strict=True):
     if member.identity != row['weights']:
       raise InputError(
-        subject,
-        f'another classifier in {row["folder"]}',
-        'copy the complete folder again',
+        subject, f'another classifier in {row["folder"]}', 'copy the complete folder again'
       )
   check_members(members, [str(folder / row['folder']) for row in rows])
   return Committee(members)

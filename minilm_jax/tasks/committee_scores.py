@@ -12,14 +12,13 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int, Shaped
 
 from minilm_jax.core import files
-from minilm_jax.core.errors import InputError
+from minilm_jax.core.errors import LIBRARY_ERRORS, InputError
 from minilm_jax.tasks import metrics
 
 MAX_SUBSETS = 100  # of each size
@@ -31,16 +30,8 @@ _SUBSET_SEED = 0
 _REMEDY = 'fine-tune again with --config.save_classifiers=True, and copy the complete folder'
 # Errors of a damaged .npz file. NumPy evaluates the header of each array as a Python literal.
 _DAMAGED_ARRAYS = (
-  OSError,
-  ValueError,
-  TypeError,
-  LookupError,
+  *LIBRARY_ERRORS,
   SyntaxError,
-  ArithmeticError,
-  EOFError,
-  MemoryError,
-  RuntimeError,
-  AttributeError,
   zipfile.BadZipFile,
   zlib.error,
   tokenize.TokenError,
@@ -58,15 +49,11 @@ class SubsetScore:
   """Stores a metric of the committees of a size.
 
   Attributes:
-    split: Name of the split.
     size: Number of members of a subset.
     combined: `LOGIT`, `PROBABILITY`, or `MEMBERS` for the mean over single members.
-    metric: Name of the metric.
     headline: Whether the metric is the main metric of the task.
     mean: Mean over the subsets.
-    low: 2.5th percentile over the subsets; nan for a single subset.
-    high: 97.5th percentile over the subsets; nan for a single subset.
-    subsets: Number of subsets.
+    low: 2.5th percentile over the subsets, `high` the 97.5th; nan for a single subset.
     every: Whether all subsets of the size are included.
   """
 
@@ -80,13 +67,6 @@ class SubsetScore:
   high: float
   subsets: int
   every: bool
-
-  def to_dict(self) -> dict[str, Any]:
-    """Returns the fields for JSON, with None for nan."""
-    return {
-      name: None if isinstance(value, float) and math.isnan(value) else value
-      for name, value in dataclasses.asdict(self).items()
-    }
 
 
 def read_outputs(path: epath.PathLike) -> dict[str, Outputs]:
@@ -147,14 +127,7 @@ def study_sizes(
   split: str,
   max_subsets: int = MAX_SUBSETS,
 ) -> list[SubsetScore]:
-  """Returns the scores of committees of every size up to M.
-
-  Args:
-    logits: Logits of all members on the same examples.
-    labels: Class indices.
-    headline: Main metric of the task; accuracy is always computed.
-    split: Name of the split.
-    max_subsets: Maximum number of subsets of a size.
+  """Returns the scores of committees of every size up to M by the headline metric and accuracy.
 
   Raises:
     InputError: No member is given, or a logit is not finite.

@@ -31,7 +31,6 @@ class _Example(NamedTuple):
   """Stores the texts and the label of an example.
 
   Attributes:
-    texts: One or two texts.
     label: Class index or number; -1 or NaN if the label is unknown.
     row: Row number in the source, from 1.
     number: Index in GLUE's official file.
@@ -53,7 +52,6 @@ class Examples:
   """Stores the examples of a split.
 
   Attributes:
-    first: First texts.
     second: Second texts; empty if an example is one text.
     labels: Class indices, -1 for unknown labels; in a regression numbers, NaN for unknown labels.
     numbers: Values of the column `idx`, the index in GLUE's official files, or row numbers from 0.
@@ -147,11 +145,6 @@ def read_examples(task: Task, config: TaskConfig, split: str) -> Examples:
   names a training file but no file for the reported split, the training file gives both splits: a
   fifth is reported, by hash as in `hold_out_examples`, or two disjoint samples are drawn. Two
   examples of each class stay in training.
-
-  Args:
-    task: Result of `complete_task`.
-    config: Source and selection of the examples.
-    split: Full name, one of `list_splits`.
 
   Raises:
     InputError: The source lacks the split, a row is invalid, a training example has no label, a
@@ -249,15 +242,7 @@ def check_task(task: Task, train: Examples, *others: Examples) -> None:
 
 
 def check_labelled(examples: Examples, purpose: str) -> Examples:
-  """Returns the examples if every label is known.
-
-  Args:
-    examples: Examples of a split.
-    purpose: Use of the labels for the error, such as 'training on cola'.
-
-  Raises:
-    InputError: A label is unknown.
-  """
+  """Returns the examples if every label is known, else raises InputError with the purpose."""
   unknown = np.flatnonzero(labels.mask_unlabelled(examples.labels))
   if len(unknown):
     raise InputError(
@@ -306,7 +291,7 @@ def _select(task: Task, config: TaskConfig, split: str) -> list[_Example]:
 
 
 def _read_label_column(task: Task, config: TaskConfig) -> Iterator[Any]:
-  columns = (*task.fields, task.label)
+  columns = *task.fields, task.label
   for number, row in enumerate(loading.read_rows(task, config, 'train'), 1):
     require_columns(row, columns, f'row {number:,} of the train split of {task.name}')
     yield row[task.label]

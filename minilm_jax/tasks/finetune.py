@@ -22,13 +22,7 @@ from minilm_jax.core import lock, progress, recipe, run_dir, signals
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data.tokenizer import Tokenizer
-from minilm_jax.tasks import (
-  classifier,
-  finetune_results,
-  finetune_resume,
-  finetune_step,
-  task_data,
-)
+from minilm_jax.tasks import classifier, finetune_results, finetune_resume, finetune_step, task_data
 from minilm_jax.tasks.finetune_results import BEST_EPOCH, LAST_EPOCH, EpochResult, MemberSpec
 from minilm_jax.tasks.finetune_resume import FinetuneState
 from minilm_jax.tasks.finetune_step import FinetuneProgram
@@ -43,14 +37,10 @@ class FinetuneRun:
   """Stores the inputs that all members of a run share.
 
   Attributes:
-    config: Fine-tuning recipe.
     source: Directory of the pre-training run.
-    workdir: Directory of the fine-tuning run.
     starts: Steps of checkpoints; None is a start from a fresh encoder.
     model: Shape of the encoder, with the dropout of the recipe.
-    tokenizer: Tokenizer of the pre-training run.
     encoders: Encoder of each checkpoint on the host, by step.
-    task_data: Encoded examples of the task.
   """
 
   config: FinetuneConfig
@@ -95,7 +85,6 @@ class DeviceData:
   """Stores the rows of a task on all devices.
 
   Attributes:
-    train: Training rows.
     eval_batches: Batches of the rows of all other splits.
     places: Flat indices of each split's rows in the batches.
   """
@@ -110,10 +99,8 @@ class Group:
   """Stores members that train together.
 
   Attributes:
-    specs: Specifications of the members.
     state: Training state, modified by training.
     updates_before: Number of updates of all earlier groups.
-    update_progress: Shows the number of finished updates and a note.
     log: Appends a line to metrics.jsonl.
     maybe_save: Saves the state if a save is due.
   """
@@ -243,14 +230,7 @@ def place_data(data: TaskData, program: FinetuneProgram) -> DeviceData:
 def train_members(
   run: FinetuneRun, program: FinetuneProgram, remaining: Sequence[MemberSpec], num_members: int
 ) -> None:
-  """Trains members in groups of the program's size and writes their scores.
-
-  Args:
-    run: Inputs of the members.
-    program: Program for `num_members` members.
-    remaining: Members without scores.
-    num_members: Number of all members.
-  """
+  """Trains the remaining of `num_members` members in groups, and writes their scores."""
   data, stack = place_data(run.task_data, program), stack_encoders(run)
   baselines = finetune_results.compute_baselines(run.task_data)
   total, log = num_members * program.updates, functools.partial(_log, run.workdir, time.monotonic())

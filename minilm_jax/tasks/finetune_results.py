@@ -23,14 +23,7 @@ from minilm_jax.tasks.task_data import TRAIN_SPLIT, VALIDATION_PART, TaskData
 
 BEST_EPOCH, LAST_EPOCH = 'best', 'last'
 SUBMISSION_DIR = 'submission'  # folder of the files for the GLUE server
-_SUMMARY_KEYS = (
-  'pretrained',
-  'checkpoint_step',
-  'learning_rate',
-  'epoch_choice',
-  'split',
-  'metric',
-)
+_SUMMARY_KEYS = 'pretrained checkpoint_step learning_rate epoch_choice split metric'.split()
 # The server expects label names for these tasks and numbers for all others.
 _TASKS_WITH_LABEL_NAMES = ('mnli', 'ax', 'qnli', 'rte')
 Outputs = Float[np.ndarray, 'N C']
@@ -45,7 +38,6 @@ class MemberSpec:
     member: Number of the member in the run.
     step: Step of the checkpoint; None is a start from scratch.
     seed: Seed of the head, the order of examples and dropout.
-    learning_rate: Peak of the schedule.
   """
 
   member: int
@@ -142,14 +134,14 @@ def compute_baselines(data: TaskData) -> dict[str, dict[str, dict[str, float]]]:
   train_labels = np.concatenate(
     [data.rows[part].labels for part in (TRAIN_SPLIT, VALIDATION_PART) if part in data.rows]
   )
+  baselines = {
+    'majority': metrics.compute_majority_baseline,
+    'frequency': metrics.compute_frequency_baseline,
+  }
   return {
     split: {
-      'majority': metrics.compute_majority_baseline(
-        data.task, train_labels, data.rows[split].labels
-      ),
-      'frequency': metrics.compute_frequency_baseline(
-        data.task, train_labels, data.rows[split].labels
-      ),
+      name: compute(data.task, train_labels, data.rows[split].labels)
+      for name, compute in baselines.items()
     }
     for split in data.reported
   }
@@ -163,11 +155,7 @@ def make_score_lines(
 ) -> Iterator[dict[str, Any]]:
   """Yields a score line of a member for each epoch choice, reported split and metric.
 
-  Args:
-    data: Task and labels of its splits.
-    spec: Specification of the member.
-    results: Results of the member, by epoch choice.
-    baselines: Result of `compute_baselines`.
+  Results are by epoch choice, and baselines as from `compute_baselines`.
   """
   task = data.task
   for epoch_choice, result in results.items():
@@ -323,13 +311,7 @@ def write_submission(
 def format_submission(
   task: Task, predictions: Shaped[np.ndarray, 'N'], numbers: Sequence[int]
 ) -> bytes:
-  """Returns the content of a file for the GLUE server.
-
-  Args:
-    task: Task of the examples.
-    predictions: Class indices, or numbers in a regression.
-    numbers: Numbers of the examples in the official file.
-  """
+  """Returns a file for the GLUE server with the numbers of the examples in the official file."""
   if task.kind == REGRESSION:
     texts = [f'{min(max(number, 0.0), 5.0):.3f}' for number in predictions.tolist()]
   elif task.name in _TASKS_WITH_LABEL_NAMES:

@@ -41,7 +41,6 @@ class FinetuneState:
 
   Attributes:
     members: Stacked models and optimizer states.
-    step: Number of finished updates.
     loss_sums: Sum of the losses of each member in the current epoch.
     results: Results of each member, by epoch choice.
     best_epochs: Epoch of each member with the best validation score.
@@ -206,10 +205,7 @@ def make_saver(
   state: FinetuneState,
   flag: signals.SignalFlag,
 ) -> Callable[[], None]:
-  """Returns a function that saves the state every `SAVE_SECONDS` and after a signal.
-
-  After a signal, the function also raises signals.Interrupted.
-  """
+  """Returns a function that saves every `SAVE_SECONDS`, and raises Interrupted after a signal."""
   last_save = time.monotonic()
 
   def maybe_save() -> None:

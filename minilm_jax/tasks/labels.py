@@ -29,9 +29,7 @@ Labels = Int32[np.ndarray, 'n'] | Float32[np.ndarray, 'n']
 def collect_labels(values: Iterable[Any], where: str) -> tuple[str, ...]:
   """Returns the classes in a label column as text, sorted as numbers if all are integers.
 
-  Args:
-    values: The label column; unknown labels are skipped.
-    where: Name of the rows in errors, such as 'the train split of own'.
+  Unknown labels are skipped. Errors name the rows by `where`, such as 'the train split of own'.
 
   Raises:
     InputError: A value is neither text nor an integer, or the column has fewer than two classes.

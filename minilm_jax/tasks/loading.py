@@ -181,10 +181,8 @@ def read_fewrel_rows(path: epath.PathLike, markers: bool) -> Iterator[dict[str, 
 
   FewRel's files list sentences by the relation between a head and a tail entity.
 
-  Args:
-    path: A FewRel file.
-    markers: Whether to add `marked`, the text with markers around every mention of an entity: `qj`
-      and `jq` for the head, `qz` and `zq` for the tail.
+  With `markers`, a row has `marked`, the text with markers around every mention of an entity: `qj`
+  and `jq` for the head, `qz` and `zq` for the tail.
 
   Raises:
     InputError: The file is unreadable, too large or malformed; with markers, a mention lies outside
@@ -269,13 +267,8 @@ def split_validation(
 ) -> set[int]:
   """Returns the first round(fraction n) indices by a second hash of the text.
 
-  Equal texts stay together; a group of equal texts that exceeds the number is skipped.
-
-  Args:
-    texts: Texts of the examples.
-    fraction: Fraction of the examples.
-    labels: Classes of the examples. A group that would leave fewer than two training examples of
-      its class is skipped.
+  Equal texts stay together; a group of equal texts that exceeds the number is skipped. So is a
+  group that would leave fewer than two training examples of its class, if `labels` has the classes.
 
   >>> split_validation(['a', 'b', 'a', 'c', 'a'], 0.4) & {0, 2, 4}
   set()
@@ -312,14 +305,8 @@ def sample_balanced_splits(
 ) -> tuple[list[int], list[int]]:
   """Returns balanced training and evaluation samples that share no text.
 
-  `sample_balanced` draws both samples at once. Repeated texts, such as a sentence with two
-  relations, are used for training.
-
-  Args:
-    texts: Texts of the examples.
-    labels: Labels of the examples.
-    train_count: Number of training examples of each label.
-    eval_count: Number of evaluation examples of each label.
+  Both are drawn at once as in `sample_balanced`, with the counts for each label. Repeated texts,
+  such as a sentence with two relations, are used for training.
 
   Raises:
     InputError: A label has too few examples, or too few with a unique text.

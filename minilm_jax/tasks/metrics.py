@@ -60,13 +60,11 @@ def brier_score(probabilities: Float[np.ndarray, 'N C'], labels: Labels) -> floa
   return float(((probabilities**2).sum(-1) - 2 * correct + 1).mean())
 
 
-def calibration_error(
-  probabilities: Float[np.ndarray, 'N C'], labels: Labels, bins: int = NUM_BINS
-) -> float:
+def calibration_error(probabilities: Float[np.ndarray, 'N C'], labels: Labels) -> float:
   """Returns the expected calibration error (Guo et al., 2017).
 
   Examples are binned by confidence, the probability of the predicted class, into the intervals
-  ((b - 1) / bins, b / bins]. The error is sum_b n_b / N |accuracy_b - confidence_b|. On few
+  ((b - 1) / 15, b / 15]. The error is sum_b n_b / N |accuracy_b - confidence_b|. On few
   examples, a calibrated model also has a positive error: about sqrt(2 / pi) times the mean over
   bins of the standard error of a share.
 
@@ -75,8 +73,8 @@ def calibration_error(
   """
   _check_probabilities(probabilities, labels)
   confidence, correct = probabilities.max(-1), probabilities.argmax(-1) == labels
-  bin_indices = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-  gaps = np.bincount(bin_indices, weights=correct - confidence, minlength=bins)
+  bin_indices = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+  gaps = np.bincount(bin_indices, weights=correct - confidence, minlength=NUM_BINS)
   return float(np.abs(gaps).sum() / len(labels))
 
 
@@ -185,12 +183,7 @@ METRICS = CLASS_METRICS | NUMBER_METRICS
 
 
 def compute_metric(names: tuple[str, ...], predictions: Values, labels: Values) -> dict[str, float]:
-  """Returns each metric by name.
-
-  Args:
-    names: Keys of `METRICS`.
-    predictions: Class indices, or numbers in a regression.
-    labels: Correct class indices or numbers.
+  """Returns each metric of `METRICS` by name, of class indices or of numbers.
 
   Raises:
     InputError: A metric or label is unknown, the arrays are empty or differ in shape, or classes
@@ -262,11 +255,6 @@ def compute_intervals(
 
   The variation between seeds is not included.
 
-  Args:
-    names: Keys of `METRICS`.
-    predictions: Class indices, or numbers in a regression.
-    labels: Correct class indices or numbers.
-
   Returns:
     (low, high) by name. Both are nan if all draws agree, as for perfect or constant predictions.
     Correlations also have nan if they are perfect or undefined, or of fewer than four examples.
@@ -313,7 +301,6 @@ def compute_majority_baseline(task: Task, train_labels: Values, labels: Values) 
 
   Ties predict the class with the smaller index. A regression predicts the mean training label.
   """
-  train_labels = _require_examples(task, train_labels)
   constant = (
     train_labels.mean() if task.kind == REGRESSION else np.argmax(np.bincount(train_labels))
   )
@@ -328,23 +315,12 @@ def compute_frequency_baseline(
   Scores are metrics of the expected confusion matrix, which is exact for accuracy and approximate
   for other metrics. A regression has nan.
   """
-  train_labels, labels = _require_examples(task, train_labels), np.asarray(labels)
   if task.kind == REGRESSION:
     return dict.fromkeys(task.metrics, math.nan)
-  _check_predictions(task.metrics, labels, labels)
   classes = int(max(train_labels.max(), labels.max(), 1)) + 1
   frequencies = np.bincount(train_labels, minlength=classes) / len(train_labels)
   counts = np.bincount(labels, minlength=classes)[:, None] * frequencies[None]
   return {name: float(CLASS_METRICS[name](counts)) for name in task.metrics}
-
-
-def _require_examples(task: Task, train_labels: Values) -> Values:
-  train_labels = np.asarray(train_labels)
-  if not train_labels.size:
-    raise InputError(
-      f'baselines of {task.name}', 'no training labels', 'give at least one training label'
-    )
-  return train_labels
 
 
 def is_constant(predictions: Values) -> bool:
@@ -360,14 +336,12 @@ def is_constant(predictions: Values) -> bool:
   return bool(np.ptp(predictions) <= 1e-6 * np.abs(predictions).max()) if predictions.size else True
 
 
-def confidence_interval(
-  values: Sequence[float] | Float[np.ndarray, 'n'], level: float = CONFIDENCE
-) -> tuple[float, float]:
-  """Returns Student's t interval of the mean of independent values; nan below two values."""
+def confidence_interval(values: Sequence[float] | Float[np.ndarray, 'n']) -> tuple[float, float]:
+  """Returns Student's 95% interval of the mean of independent values; nan below two values."""
   n = len(values)
   if n < 2:
     return math.nan, math.nan
-  margin = float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+  margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
   mean = float(np.mean(values))
   return mean - margin, mean + margin
 

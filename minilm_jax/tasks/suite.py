@@ -91,8 +91,7 @@ def finetune_all(
     configs: Recipes by name.
     checkpoints: Runs and steps, as for `expand_checkpoints`.
     workdir: Work directory. Several runs or tasks have subfolders: `run/task`, `run` or `task`.
-    from_scratch: Starts from fresh encoders instead of checkpoints.
-    with_scratch: Starts from fresh encoders in addition to checkpoints.
+    from_scratch: Starts from fresh encoders instead of checkpoints; `with_scratch` from both.
 
   Returns:
     The score lines of all runs, and the errors of skipped tasks.

@@ -18,7 +18,6 @@ class Task:
   """Describes a labelled task.
 
   Attributes:
-    name: Value of `task.name` in a recipe.
     kind: 'classification' or 'regression'.
     fields: Names of the text columns, one or two.
     labels: Names of the classes in the order of their indices; empty for a regression. A
@@ -34,7 +33,6 @@ class Task:
     submission_name: Name of the file for the GLUE server, without .tsv; MNLI-m and MNLI-mm for the
       parts of MNLI. '' if GLUE expects no file.
     predicted_by: Task whose models predict this task, which has no training examples.
-    label: Name of the label column.
     labels_from_data: Labels come from a training file, and values match by name, also numbers.
   """
 

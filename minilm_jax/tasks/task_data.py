@@ -173,9 +173,6 @@ def prepare_task_data(
   """Reads and encodes the splits of a task, with at most `max_length` tokens a row.
 
   Args:
-    config: Fine-tuning recipe.
-    max_length: Maximum row length of the model.
-    tokenizer: Tokenizer of the model.
     full_length: Pads all rows to `max_length`, for models with outputs that depend on pads.
     all_ids: Keeps all token ids, for encoders that may not read ids from an embedding table.
 

@@ -332,7 +332,6 @@ def test_the_command_prints_a_table_or_json_lines(classifiers: Path, tmp_path: P
     ('--text=a', 'neither --committee nor --classifier'),
     ('--committee=HOME/together --classifier=HOME/pairs --text=a', 'both flags'),
     ('--committee=HOME/together', 'neither --text nor --file'),
-    ('--committee=HOME/together', 'neither --text nor --file'),
     ('--committee=HOME/together --text=', 'an empty text'),
     ('--committee=HOME/together --text= --file=WORK/x.jsonl', 'an empty text'),
     ('--committee=HOME/together --text=a --file=HOME/x', 'a text and --file'),

@@ -319,13 +319,6 @@ def test_drawn_subsets_are_fixed_and_distinct_and_include_every_member():
   assert set(itertools.chain(*subsets)) == set(range(12))
 
 
-def test_committees_of_one_member_have_equal_scores_in_any_combination():
-  scores = study(*draw_logits(3))
-  for metric in ('accuracy', 'negative log-likelihood', 'calibration error', 'Brier score'):
-    values = [scores[1, combined, metric].mean for combined in (LOGIT, PROBABILITY, MEMBERS)]
-    assert values == pytest.approx([values[0]] * 3)
-
-
 @pytest.mark.parametrize('seed', range(20))
 def test_committees_score_at_least_the_mean_of_their_members(seed: int):
   """The bounds are Jensen's inequality for convex losses of probabilities and logits."""

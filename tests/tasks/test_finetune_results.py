@@ -46,24 +46,6 @@ def make_score_lines(
   return list(finetune_results.make_score_lines(data, SPEC, results, baselines))
 
 
-def test_members_are_all_combinations_of_start_rate_and_seed():
-  config = make_finetune_config(
-    'cola', seeds='5,2', learning_rates='1e-3,1e-4,1e-2', validation_fraction=0.1
-  )
-  specs = finetune_results.list_members(config, (400, 800, None))
-  assert len(specs) == len(set(specs)) == 3 * 3 * 2
-  assert [spec.member for spec in specs] == list(range(18))
-  assert [(spec.step, spec.learning_rate, spec.seed) for spec in specs] == [
-    (step, rate, seed)
-    for step in (400, 800, None)
-    for rate in (1e-3, 1e-4, 1e-2)
-    for seed in (5, 2)
-  ]
-  assert [spec.log_fields()['pretrained'] for spec in specs] == [True] * 12 + [False] * 6
-  config = make_finetune_config('cola', seeds='0', **{'optimizer.learning_rate': 3e-4})
-  assert [spec.learning_rate for spec in finetune_results.list_members(config, (None,))] == [3e-4]
-
-
 @pytest.mark.parametrize('fraction, choices', [(0.1, ('best', 'last')), (0.0, ('last',))])
 def test_the_best_epoch_is_reported_only_with_a_validation_part(fraction: float, choices: tuple):
   config = make_finetune_config('cola', validation_fraction=fraction)

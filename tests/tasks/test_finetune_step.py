@@ -243,16 +243,6 @@ def test_rows_are_cut_to_the_shortest_length_that_fits(rows: TaskRows):
   assert [int(choose(longest)) for longest in (1, 16, 17, 32, 33, 64)] == [16, 16, 32, 32, 64, 64]
 
 
-def test_each_seed_reads_every_example_once_an_epoch_in_another_order():
-  picked = jax.jit(lambda seed, step: select_batch_rows(seed, step, 16, ROWS)[0])
-  orders = [
-    tuple(int(i) for step in range(3) for i in picked(seed, 3 * epoch + step))
-    for seed in (0, 1)
-    for epoch in (0, 1)
-  ]
-  assert all(sorted(order) == list(range(ROWS)) for order in orders) and len(set(orders)) == 4
-
-
 @pytest.mark.parametrize('lengths', [(16, 64), (64,)])
 def test_gradients_of_parts_add_up_to_the_gradient_of_the_batch(
   lengths: tuple[int, ...], model: EncoderConfig, full_rows: TaskRows

@@ -211,12 +211,6 @@ def test_a_regression_has_no_frequency_baseline():
   assert set(scores) == set(STSB.metrics) and all(map(math.isnan, scores.values()))
 
 
-def test_baselines_without_training_labels_are_refused():
-  for compute in (metrics.compute_majority_baseline, metrics.compute_frequency_baseline):
-    with pytest.raises(InputError, match='cola'):
-      compute(COLA, np.array([], np.int64), np.array([1]))
-
-
 def measure_coverage(intervals: list[dict], truth: dict[str, float]) -> dict[str, float]:
   """Returns the fraction of intervals that contain the true value of each metric."""
   return {
@@ -289,9 +283,6 @@ def test_confidence_intervals_equal_scipy():
   values = [0.61, 0.64, 0.58, 0.66, 0.62]
   expected = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
   assert metrics.confidence_interval(values) == pytest.approx(expected)
-  assert np.ptp(metrics.confidence_interval(values, 0.99)) > np.ptp(
-    metrics.confidence_interval(values)
-  )
   assert metrics.confidence_interval([0.5, 0.5]) == (0.5, 0.5)
 
 

@@ -226,7 +226,7 @@ def test_the_command_runs_all_possible_tasks_and_reports_errors(
   monkeypatch.chdir(ROOT)
   command = [
     'finetune',
-    '--config=configs/glue.py:cola,microworld/sentiment',
+    '--config=configs/paper1_tasks.py:cola,microworld/sentiment',
     f'--checkpoint={tiny_run}@all',
     f'--workdir={tmp_path / "out"}',
     '--config.task.max_train_examples=32',

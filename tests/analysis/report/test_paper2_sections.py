@@ -1,6 +1,7 @@
 """Tests of `paper2_sections`: committees in a report have the numbers of committee.json."""
 
 import csv
+import dataclasses
 import json
 import pathlib
 
@@ -36,7 +37,7 @@ def write_committee(folder: pathlib.Path, members: int = 4) -> pathlib.Path:
       'members': members,
       'examples': {'validation': 200},
       'unscored': '',
-      'lines': [line.to_dict() for line in lines],
+      'lines': files.to_json_types([dataclasses.asdict(line) for line in lines]),
     },
   )
   files.write_json(folder / run_dir.RESULT, {})
