@@ -5,11 +5,14 @@ environment variables for that must be set before JAX is imported. Implicit rank
 error.
 """
 
+import contextlib
+import fcntl
 import os
 import pathlib
+import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 if 'jax' in sys.modules:
   raise RuntimeError(
@@ -32,8 +35,23 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+# Tests and later runs share compiled programs, and the cache of the user stays as it is.
+jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache' / 'compiled'))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+# Files with the longest tests.
+LONG_FILES = (
+  'test_distributed.py',
+  'test_pretrain.py',
+  'test_docs.py',
+  'test_sweep.py',
+  'test_limits.py',
+  'test_end_to_end.py',
+  'test_examples.py',
+  'test_device_check.py',
+  'test_python_api.py',
+  'test_quickstart.py',
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,7 +65,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-  """Skips tests marked slow unless --all is set."""
+  """Starts with the longest files, and skips tests marked slow unless --all is set.
+
+  pytest-xdist gives whole files to processes, so a long file at the end would occupy one of them.
+  """
+  items.sort(key=lambda item: item.path.name not in LONG_FILES)
   if config.getoption('--all'):
     return
   for item in items:
@@ -61,17 +83,27 @@ def fast_compile() -> Iterator[None]:
 
   A module requests it with `pytestmark = pytest.mark.usefixtures('fast_compile')`.
   """
+  with disable_optimizations():
+    yield
+
+
+@contextlib.contextmanager
+def disable_optimizations() -> Iterator[None]:
+  """Compiles with little optimization, and clears cached programs before and afterwards."""
   from minilm_jax.tasks import classifier, finetune_step
 
   def clear() -> None:
     finetune_step.build_finetune_program.cache_clear()
     classifier.build_forward.cache_clear()
 
+  old = jax.config.read('jax_disable_most_optimizations')
   clear()
   jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
-  clear()
+  try:
+    yield
+  finally:
+    jax.config.update('jax_disable_most_optimizations', old)
+    clear()
 
 
 @pytest.fixture(scope='session')
@@ -83,8 +115,39 @@ def data() -> pathlib.Path:
   return folder
 
 
+@pytest.fixture(scope='module')
+def without_compilation_cache() -> Iterator[None]:
+  """Compiles without the cache, as `minilm preflight` does for absent devices."""
+  from minilm_jax.bench import timing
+
+  with timing.disable_compilation_cache():
+    yield
+
+
+BuildOnce = Callable[[str, Callable[[pathlib.Path], object]], pathlib.Path]
+
+
 @pytest.fixture(scope='session')
-def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> BuildOnce:
+  """Returns a function that builds a folder once for all processes of pytest-xdist."""
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent
+
+  def build(name: str, create: Callable[[pathlib.Path], object]) -> pathlib.Path:
+    with (folder / f'{name}.lock').open('a+') as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      lock.seek(0)
+      if not lock.read():
+        create(folder / name)
+        lock.write('built')
+    return folder / name
+
+  return build
+
+
+@pytest.fixture(scope='session')
+def tiny_corpus(build_once: BuildOnce) -> pathlib.Path:
   """Returns a microworld corpus with rows of 64 tokens and 512 pieces; tests must not change it."""
   from configs import tiny
   from minilm_jax.core import recipe
@@ -93,12 +156,14 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   config = tiny.get_config('corpus')
   config.documents.sources = 'microworld:800'
   config.workers = 1
-  folder = tmp_path_factory.mktemp('tiny') / 'corpus'
-  return pathlib.Path(build.build_corpus(recipe.resolve(config, 'corpus'), folder))
+  resolved = recipe.resolve(config, 'corpus')
+  return build_once('corpus', lambda folder: build.build_corpus(resolved, folder))
 
 
 @pytest.fixture(scope='session')
-def tiny_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def tiny_run(
+  tiny_corpus: pathlib.Path, build_once: BuildOnce, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
   """Returns a pre-training run of eight steps on `tiny_corpus`; tests must not change it.
 
   The vocabulary of the model is larger than that of the tokenizer. The weights are barely trained,
@@ -122,9 +187,15 @@ def tiny_run(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
   )
   config.eval.update(every=4, rows=1_000_000)
   config.checkpoint.every, config.log.every, config.mesh.data = 4, 2, 1
+  resolved = recipe.resolve(config, 'pretrain')
+
+  def train(folder: pathlib.Path) -> None:
+    with disable_optimizations():
+      run.pretrain(resolved, folder)
+
+  # Each process has a copy, because commands lock the run.
   folder = tmp_path_factory.mktemp('runs') / 'tiny'
-  run.pretrain(recipe.resolve(config, 'pretrain'), folder)
-  return folder
+  return shutil.copytree(build_once('tiny', train), folder)
 
 
 @pytest.fixture(scope='session')

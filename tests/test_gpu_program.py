@@ -25,10 +25,13 @@ from minilm_jax.training import program, sharding
 
 ROWS, LENGTH, VOCABULARY, BLOCKS = 64, 32, 2048, 4
 BFLOAT16 = {'model.dtype': 'bfloat16'}
-pytestmark = pytest.mark.skipif(
-  importlib.util.find_spec('jax_cuda12_plugin') is None,
-  reason="needs the compiler for GPUs: pip install 'minilm_jax[preflight-cuda]'",
-)
+pytestmark = [
+  pytest.mark.skipif(
+    importlib.util.find_spec('jax_cuda12_plugin') is None,
+    reason="needs the compiler for GPUs: pip install 'minilm_jax[preflight-cuda]'",
+  ),
+  pytest.mark.usefixtures('without_compilation_cache'),
+]
 
 
 def make_config(**changes: Any) -> Any:

@@ -24,6 +24,8 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.model import flops
 from minilm_jax.model.flops import count_parameters, flops_per_row
 
+pytestmark = pytest.mark.usefixtures('without_compilation_cache')
+
 PROGRAM = """HloModule jit_chunk
 
 %add (a: f32[], b: f32[]) -> f32[] {
