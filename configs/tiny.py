@@ -1,7 +1,7 @@
 """A run of one minute: a two-block encoder on the built-in microworld.
 
     minilm pretrain --config=configs/tiny.py --workdir=runs/tiny
-    minilm finetune --config=configs/glue.py:microworld/acceptability --checkpoint=runs/tiny --workdir=runs/tiny-task
+    minilm finetune --config=configs/paper1_tasks.py:microworld/acceptability --checkpoint=runs/tiny --workdir=runs/tiny-task
 
 The first command also builds the corpus, by the recipe `configs/tiny.py:corpus`. Small batches, a
 masking rate of 0.3 and rotary positions leave the plateau of word frequencies (5.0 nats a token)

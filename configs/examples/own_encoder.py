@@ -2,7 +2,7 @@
 
     minilm show --config=configs/examples/own_encoder.py
     minilm pretrain --config=configs/examples/own_encoder.py --workdir=runs/own_encoder
-    minilm finetune --config=configs/glue.py:microworld/acceptability --checkpoint=runs/own_encoder \
+    minilm finetune --config=configs/paper1_tasks.py:microworld/acceptability --checkpoint=runs/own_encoder \
         --workdir=runs/own_encoder-task --trust=configs.examples.gated_rotary
 
 For another encoder, copy gated_rotary.py, change the class, and set --config.model.encoder to
