@@ -4,7 +4,6 @@ Fields that change the computation in a way that minilm_jax does not support are
 training and of transformers itself are ignored.
 """
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,43 +19,6 @@ from minilm_jax.core.errors import (
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.interop.hf_weights import FAMILIES, Family
 
-_BERT_PIECES = ('[CLS]', '[PAD]', '[SEP]', '[UNK]', '[MASK]')
-_ROBERTA_PIECES = ('<s>', '<pad>', '</s>', '<unk>', '<mask>')
-
-
-@dataclasses.dataclass(frozen=True)
-class HfFamily:
-  """Properties of a `model_type`.
-
-  Attributes:
-    family: Names of the weights.
-    pad_id: `pad_token_id` if config.json lacks this field.
-    positions_from_pad: Whether positions start at `pad_token_id + 1` instead of 0.
-    pair_segments: Whether the two texts of a pair have different segments.
-    special_pieces: Names of the special pieces, in the order of SPECIAL_TOKENS.
-    num_separators: Number of `</s>` between two texts.
-    gelu_head: Prefix of the masked-LM head if the head uses GELU for any activation of the encoder;
-      otherwise ''.
-  """
-
-  family: Family
-  pad_id: int
-  positions_from_pad: bool
-  pair_segments: bool
-  special_pieces: tuple[str, ...]
-  num_separators: int
-  gelu_head: str
-
-
-_LIKE_ROBERTA = HfFamily(FAMILIES['roberta'], 1, True, False, _ROBERTA_PIECES, 2, 'lm_head.')
-HF_FAMILIES = {
-  # These differ only in their tokenizers.
-  'roberta': _LIKE_ROBERTA,
-  'xlm-roberta': _LIKE_ROBERTA,
-  'camembert': _LIKE_ROBERTA,
-  'bert': HfFamily(FAMILIES['bert'], 0, False, True, _BERT_PIECES, 1, ''),
-  'electra': HfFamily(FAMILIES['electra'], 0, False, True, _BERT_PIECES, 1, 'generator_'),
-}
 _SIZES = (
   'vocab_size',
   'hidden_size',
@@ -99,21 +61,21 @@ _SUPPORTED_VALUES = {
 _ARCHITECTURE_ENDINGS = ('ForMaskedLM', 'ForPreTraining', 'Model')
 
 
-def detect_family(config: Mapping[str, Any], subject: str) -> HfFamily:
+def detect_family(config: Mapping[str, Any], subject: str) -> Family:
   """Returns the family of the model of a config.json.
 
   Raises:
     InputError: `model_type`, `architectures` or another field has an unsupported value.
   """
   model_type = config['model_type'] if 'model_type' in config else None
-  if not isinstance(model_type, str) or model_type not in HF_FAMILIES:
+  if not isinstance(model_type, str) or model_type not in FAMILIES:
     remedy = 'add the type of the model to config.json, as in "model_type": "bert"'
     if isinstance(model_type, str):
-      remedy = suggest_name(model_type, HF_FAMILIES)
+      remedy = suggest_name(model_type, FAMILIES)
     raise InputError(
       subject,
       f'model_type={model_type!r}',
-      f'{remedy}; supported types are {", ".join(HF_FAMILIES)}',
+      f'{remedy}; supported types are {", ".join(FAMILIES)}',
     )
   for name, supported_value in _SUPPORTED_VALUES.items():
     value = config[name] if name in config else None
@@ -132,19 +94,15 @@ def detect_family(config: Mapping[str, Any], subject: str) -> HfFamily:
         f'architectures={name}, whose head is not supported',
         'save the model without its head: AutoModel.from_pretrained(FOLDER).save_pretrained(OTHER)',
       )
-  return HF_FAMILIES[model_type]
+  return FAMILIES[model_type]
 
 
 def read_shape(
-  config: Mapping[str, Any], family: HfFamily, has_head: bool, subject: str
+  config: Mapping[str, Any], family: Family, has_head: bool, subject: str
 ) -> EncoderConfig:
   """Returns the configuration of the model of a config.json.
 
-  Args:
-    config: The content of the file.
-    family: The family, from `detect_family`.
-    has_head: Whether the model has a masked-LM head, for which `tie_word_embeddings` matters.
-    subject: Description of the model in errors.
+  `tie_word_embeddings` matters only for a model with a masked-LM head (`has_head`).
 
   Raises:
     InputError: A size is missing or invalid, or the activation is not supported.
@@ -199,12 +157,12 @@ def read_shape(
   )
 
 
-def _read_fields(config: Mapping[str, Any], family: HfFamily, subject: str) -> dict[str, Any]:
+def _read_fields(config: Mapping[str, Any], family: Family, subject: str) -> dict[str, Any]:
   """Returns the checked fields of a config.json, with defaults for missing fields."""
   defaults: dict[str, Any] = {name: default for name, (default, _) in _OPTIONAL_FIELDS.items()}
   defaults |= {'pad_token_id': family.pad_id, 'embedding_size': 128}  # the default of ELECTRA
   fields = defaults | {name: value for name, value in config.items() if value is not None}
-  if family.family is not FAMILIES['electra']:  # other embedding tables have the hidden size
+  if family.name != 'electra':  # other embedding tables have the hidden size
     fields |= {'embedding_size': fields.get('hidden_size')}
   types = {name: kind for name, (_, kind) in _OPTIONAL_FIELDS.items()}
   sizes = dict.fromkeys((*_SIZES, 'pad_token_id', 'embedding_size'), COUNT)

@@ -20,12 +20,11 @@ from etils import epath
 
 from minilm_jax.core import files, lock, progress, recipe, run_dir
 from minilm_jax.core.config import RunConfig
-from minilm_jax.core.corpus_config import PAD_ID, SPECIAL_TOKENS, UNKNOWN_ID
 from minilm_jax.core.errors import InputError, require_library
 from minilm_jax.data import wrapped_tokenizer
-from minilm_jax.data.tokenizer import Tokenizer
+from minilm_jax.data.tokenizer import PAD_ID, SPECIAL_TOKENS, UNKNOWN_ID, Tokenizer
 from minilm_jax.interop import hf_config, hf_weights, tokenizer_json
-from minilm_jax.interop.hf_config import HfFamily
+from minilm_jax.interop.hf_weights import Family
 from minilm_jax.model import flops
 from minilm_jax.model.initialization import count_parameters
 from minilm_jax.training import checkpoint
@@ -62,10 +61,6 @@ _OTHER_TOKENIZER = 'give the tokenizer that the model was trained with'
 
 def import_model(source: epath.PathLike, workdir: epath.PathLike) -> dict[str, Any]:
   """Imports the model of a folder into a run directory; does not repeat a finished import.
-
-  Args:
-    source: A local folder, from `save_pretrained` or a download.
-    workdir: The run directory.
 
   Returns:
     The content of result.json: source, type, number of parameters, whether the model has a
@@ -115,14 +110,14 @@ def _read_config(source: epath.Path, subject: str) -> dict[str, Any]:
 
 
 def _read_model(
-  source: epath.Path, config_json: Mapping[str, Any], family: HfFamily, tokenizer: Tokenizer
+  source: epath.Path, config_json: Mapping[str, Any], family: Family, tokenizer: Tokenizer
 ) -> tuple[RunConfig, Any, list[str]]:
   """Returns the recipe, the model ({'encoder': ...} without a head), and omitted weights."""
-  subject, names = f'the model in {source}', family.family
-  weights = hf_weights.rename_parameters(names, _read_weights(source / WEIGHTS))
-  has_head = f'{names.transform}.weight' in weights
+  subject = f'the model in {source}'
+  weights = hf_weights.rename_parameters(family, _read_weights(source / WEIGHTS))
+  has_head = f'{family.transform}.weight' in weights
   shape = hf_config.read_shape(config_json, family, has_head, subject)
-  unsupported, omitted = dict(names.unsupported), []
+  unsupported, omitted = dict(family.unsupported), []
   if has_head and family.gelu_head and (shape.projection or shape.activation != 'gelu'):
     has_head = False
     unsupported[family.gelu_head] = (
@@ -135,7 +130,13 @@ def _read_model(
     for name in matches:
       del weights[name]
   special_ids = list(files.parse_json(tokenizer.model)['special'].values())
-  _check_sizes(tokenizer.size, shape.vocab_size, subject)
+  pieces, vocab_size = tokenizer.size, shape.vocab_size
+  if not pieces <= vocab_size <= -(-pieces // _ROW_MULTIPLE) * _ROW_MULTIPLE:
+    raise InputError(
+      subject,
+      f'a tokenizer of {pieces:,} pieces, but vocab_size={vocab_size:,} in config.json',
+      _OTHER_TOKENIZER,
+    )
   pad, tokenizer_pad = config_json.get('pad_token_id'), special_ids[PAD_ID]
   if family.positions_from_pad and pad is not None and pad != tokenizer_pad:
     raise InputError(
@@ -143,12 +144,12 @@ def _read_model(
       f'pad_token_id={pad!r} in config.json, but {tokenizer_pad} in the tokenizer',
       _OTHER_TOKENIZER,
     )
-  order = np.array(wrapped_tokenizer.order_ids(special_ids, shape.vocab_size))
-  for name in names.vocab_weights & weights.keys():
+  order = np.array(wrapped_tokenizer.order_ids(special_ids, vocab_size))
+  for name in family.vocab_weights & weights.keys():
     if weights[name].shape[:1] == order.shape:
       weights[name] = weights[name][order]
   load = hf_weights.load_masked_language_model if has_head else hf_weights.load_encoder
-  return RunConfig(model=shape), load(names, weights, shape), omitted
+  return RunConfig(model=shape), load(family, weights, shape), omitted
 
 
 def _read_weights(path: epath.Path) -> dict[str, np.ndarray]:
@@ -191,16 +192,7 @@ def _read_weights(path: epath.Path) -> dict[str, np.ndarray]:
     ) from None
 
 
-def _check_sizes(pieces: int, vocab_size: int, subject: str) -> None:
-  if not pieces <= vocab_size <= -(-pieces // _ROW_MULTIPLE) * _ROW_MULTIPLE:
-    raise InputError(
-      subject,
-      f'a tokenizer of {pieces:,} pieces, but vocab_size={vocab_size:,} in config.json',
-      _OTHER_TOKENIZER,
-    )
-
-
-def _read_tokenizer(source: epath.Path, family: HfFamily) -> Tokenizer:
+def _read_tokenizer(source: epath.Path, family: Family) -> Tokenizer:
   """Returns the tokenizer of the folder with the token ids of minilm_jax."""
   subject, settings = f'the tokenizer in {source}', {}
   for name in (_SPECIAL_MAP, _TOKENIZER_CONFIG):  # the newer file overrides the older file
@@ -300,18 +292,12 @@ def _check_workdir(workdir: epath.Path, origin: Mapping[str, Any]) -> None:
     )
   if record['files'] != origin['files']:
     raise InputError(
-      subject,
-      f'a model from {record["from"]} with other files',
-      'give another --workdir',
+      subject, f'a model from {record["from"]} with other files', 'give another --workdir'
     )
 
 
 def _write_run(
-  workdir: epath.Path,
-  config: RunConfig,
-  model: Any,
-  tokenizer: Tokenizer,
-  origin: dict[str, Any],
+  workdir: epath.Path, config: RunConfig, model: Any, tokenizer: Tokenizer, origin: dict[str, Any]
 ) -> dict[str, Any]:
   """Writes the run: first the manifest, which identifies the import, and last the result."""
   if (workdir / run_dir.RESULT).exists():

@@ -84,12 +84,19 @@ M = TypeVar('M')
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """Names of the weights in a family of models.
+  """Names of the weights and conventions in a family of models; the defaults are those of BERT.
 
   Attributes:
     name: Name of the family, and prefix of all names of the encoder.
     bias: Bias of the output projection; may be a second name of the decoder's bias.
     unsupported: Prefixes of weights without a counterpart in minilm_jax, with a description.
+    pad_id: `pad_token_id` if config.json lacks this field.
+    positions_from_pad: Whether positions start at `pad_token_id + 1` instead of 0.
+    pair_segments: Whether the two texts of a pair have different segments.
+    special_pieces: Names of the special pieces, in the order of SPECIAL_TOKENS.
+    num_separators: Number of `</s>` between two texts.
+    gelu_head: Prefix of the masked-LM head if the head uses GELU for any activation of the encoder;
+      otherwise ''.
   """
 
   name: str
@@ -98,6 +105,12 @@ class Family:
   decoder: str
   bias: str
   unsupported: Mapping[str, str]
+  pad_id: int = 0
+  positions_from_pad: bool = False
+  pair_segments: bool = True
+  special_pieces: tuple[str, ...] = ('[CLS]', '[PAD]', '[SEP]', '[UNK]', '[MASK]')
+  num_separators: int = 1
+  gelu_head: str = ''
 
   @property
   def table(self) -> str:
@@ -122,15 +135,23 @@ class Family:
 
 
 _BERT_HEAD = 'cls.predictions'
+_ROBERTA = Family(
+  'roberta',
+  'lm_head.dense',
+  'lm_head.layer_norm',
+  'lm_head.decoder',
+  'lm_head.bias',
+  {'roberta.pooler.': 'the pooler'},
+  pad_id=1,
+  positions_from_pad=True,
+  pair_segments=False,
+  special_pieces=('<s>', '<pad>', '</s>', '<unk>', '<mask>'),
+  num_separators=2,
+  gelu_head='lm_head.',
+)
+# Families by `model_type`; the first three differ only in their tokenizers.
 FAMILIES = {
-  'roberta': Family(
-    'roberta',
-    'lm_head.dense',
-    'lm_head.layer_norm',
-    'lm_head.decoder',
-    'lm_head.bias',
-    {'roberta.pooler.': 'the pooler'},
-  ),
+  **dict.fromkeys(('roberta', 'xlm-roberta', 'camembert'), _ROBERTA),
   'bert': Family(
     'bert',
     f'{_BERT_HEAD}.transform.dense',
@@ -149,9 +170,9 @@ FAMILIES = {
     'generator_lm_head',
     'generator_lm_head.bias',
     {'discriminator_predictions.': 'the head for replaced-token detection'},
+    gelu_head='generator_',
   ),
 }
-_ROBERTA = FAMILIES['roberta']
 ROBERTA_CLASSIFIER_MODULES = _ROBERTA.encoder_modules | {
   'dense': 'classifier.dense',
   'output': 'classifier.out_proj',

@@ -72,16 +72,7 @@ _PAPER2 = """@misc{gross2025tiny,
   archivePrefix = {arXiv}
 }"""
 _PROPERTY_COLUMNS = ('property', 'value')
-_SCORE_COLUMNS = (
-  'task',
-  'split',
-  'metric',
-  'value',
-  'seed',
-  'learning_rate',
-  'pretrained',
-  'examples',
-)
+_SCORE_COLUMNS = 'task split metric value seed learning_rate pretrained examples'.split()
 
 
 def escape_markdown(value: Any) -> str:
@@ -106,11 +97,7 @@ def write_card(ref: str, workdir: str) -> dict[str, Any]:
   """
   folder, step = export.parse_ref(ref)
   card = build_card(folder, step).encode()
-  record = {
-    'to': 'card',
-    'checkpoint': str(folder),
-    'card': hashlib.sha256(card).hexdigest(),
-  }
+  record = {'to': 'card', 'checkpoint': str(folder), 'card': hashlib.sha256(card).hexdigest()}
   if export.existing_export(workdir, record) is None:
     with export.atomic_export_folder(workdir) as new_folder:
       files.write_bytes(new_folder / CARD_FILE, card)

@@ -43,7 +43,6 @@ def export_stablehlo(ref: str, workdir: str, batch_size: int = 0) -> dict[str, A
   """Writes a classifier as a program, and compares the written program with the model.
 
   Args:
-    ref: A classifier of `--config.save_classifiers=True`.
     workdir: The folder, missing or empty; a folder with the same export is not changed.
     batch_size: Rows of every call; 0 for a dynamic number, if JAX can lower the program so.
 

@@ -27,12 +27,7 @@ from typing import Any
 
 from google.protobuf import runtime_version
 
-from minilm_jax.core.corpus_config import (
-  BEGIN_ID,
-  END_ID,
-  SPECIAL_TOKENS,
-  UNKNOWN_ID,
-)
+from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, SPECIAL_TOKENS, UNKNOWN_ID
 from minilm_jax.core.errors import InputError
 from minilm_jax.data.normalization import NORMALIZATION, SPACE_MARK, escape_space_mark
 from minilm_jax.data.tokenizer import Tokenizer
@@ -95,7 +90,6 @@ class _Model:
   Attributes:
     rows: Piece, score and type by id.
     kind: BPE or unigram.
-    has_bytes: Whether the model has byte pieces.
   """
 
   rows: tuple[tuple[str, float, int], ...]
@@ -192,9 +186,7 @@ def _build_post_processor() -> dict[str, Any]:
 def build_tokenizer_config(length: int, split_special_tokens: bool) -> dict[str, Any]:
   """Returns the content of tokenizer_config.json.
 
-  Args:
-    length: Maximum number of tokens of a row, special tokens included.
-    split_special_tokens: Whether special tokens in a text are plain letters.
+  With `split_special_tokens`, special tokens in a text are plain letters.
   """
   begin, pad, end, unknown, mask = SPECIAL_TOKENS
   return {
@@ -235,10 +227,8 @@ def find_differences(
 ) -> list[str]:
   """Returns the texts with different token ids in both tokenizers.
 
-  Args:
-    tokenizer: The tokenizer of minilm_jax.
-    fast: The `tokenizers.Tokenizer`; the function turns off its truncation and padding.
-    texts: Texts to compare; `<mask>` in a text is a mask.
+  The function turns off truncation and padding of the `tokenizers.Tokenizer` in `fast`. `<mask>` in
+  a text is a mask.
   """
   fast.no_truncation()
   fast.no_padding()

@@ -1,7 +1,6 @@
 """Exports resolve references to models, and write complete folders or nothing."""
 
 import dataclasses
-import json
 import pathlib
 import shutil
 
@@ -107,15 +106,6 @@ def test_a_run_without_an_intact_checkpoint_is_refused(
   shutil.rmtree(tmp_path / 'run' / 'checkpoints')
   with pytest.raises(InputError, match='checkpoint'):
     export.resolve_model(f'{tmp_path}/run')
-
-
-def test_a_stored_recipe_without_a_field_is_refused(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
-  fields = json.loads((tiny_run / 'config.json').read_text())
-  del fields['seed']
-  (tmp_path / 'config.json').write_text(json.dumps(fields))
-  with pytest.raises(InputError, match='seed') as error:
-    pretrained.load_config(tmp_path)
-  assert 'config.json' in error.value.asked and str(tmp_path) in error.value.asked
 
 
 def test_a_folder_appears_when_it_is_complete(tmp_path: pathlib.Path):
