@@ -40,7 +40,27 @@ def read_files(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
   return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
-def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_the_tiny_recipe_beats_the_plateau(tmp_path: pathlib.Path, monkeypatch, capsys):
+  """The loss is below that of word frequencies, and evaluations have the period of the recipe."""
+  monkeypatch.chdir(ROOT)
+  pretrain = [
+    'pretrain',
+    '--config=configs/tiny.py',
+    f'--workdir={tmp_path}',
+    '--config.mesh.data=1',
+  ]
+  result = json.loads(minilm(capsys, *pretrain))
+  assert result['test_loss'] < 5.1
+  steps = [
+    line['step']
+    for line in run_dir.read_lines(tmp_path / 'metrics.jsonl')
+    if line['split'] == 'validation'
+  ]
+  assert steps == [100, 200, 300, 400, 500, 600]
+
+
+def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys, fast_compile):
   monkeypatch.chdir(ROOT)
   runs = tmp_path / 'runs'
   tiny = runs / 'tiny'
@@ -112,26 +132,6 @@ def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys):
   assert paths['scores.csv'].read_text() == (tmp_path / 'report' / 'scores.csv').read_text()
 
 
-@pytest.mark.slow
-def test_the_tiny_recipe_beats_the_plateau(tmp_path: pathlib.Path, monkeypatch, capsys):
-  """The loss is below that of word frequencies, and evaluations have the period of the recipe."""
-  monkeypatch.chdir(ROOT)
-  pretrain = [
-    'pretrain',
-    '--config=configs/tiny.py',
-    f'--workdir={tmp_path}',
-    '--config.mesh.data=1',
-  ]
-  result = json.loads(minilm(capsys, *pretrain))
-  assert result['test_loss'] < 5.1
-  steps = [
-    line['step']
-    for line in run_dir.read_lines(tmp_path / 'metrics.jsonl')
-    if line['split'] == 'validation'
-  ]
-  assert steps == [100, 200, 300, 400, 500, 600]
-
-
 PROGRAM = """
 import os, pathlib, sys, threading, time
 from minilm_jax.cli import main
@@ -173,7 +173,7 @@ def test_nothing_listens_and_no_secret_is_stored(tiny_corpus: pathlib.Path, tmp_
     name: f'canary-{name}'
     for name in ('WANDB_API_KEY', 'HF_TOKEN', 'GOOGLE_APPLICATION_CREDENTIALS')
   }
-  small = [word for word in SMALL if 'updates' not in word and 'every' not in word]
+  small = [word for word in SMALL if 'every' not in word]
   process = subprocess.run(
     [
       sys.executable,
@@ -188,7 +188,7 @@ def test_nothing_listens_and_no_secret_is_stored(tiny_corpus: pathlib.Path, tmp_
       *small,
     ],
     cwd=ROOT,
-    env=os.environ | secrets,
+    env=os.environ | secrets | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
     capture_output=True,
     text=True,
     check=False,
