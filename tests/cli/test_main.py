@@ -485,7 +485,7 @@ def test_a_signal_ends_other_commands_with_its_status(
       signal.signal(name, handler)
 
 
-def test_standard_output_contains_json_only(tiny_run: pathlib.Path, capsys):
+def test_standard_output_contains_json_only(tiny_run: pathlib.Path, capsys, fast_compile):
   status, out, _ = call_main(['evaluate', f'--checkpoint={tiny_run}', '--split=test'], capsys)
   assert status == 0 and json.loads(out)['split'] == 'test'
   guess = ['fill-mask', '--checkpoint', str(tiny_run), '--text=the <mask> .', '--best=2']
