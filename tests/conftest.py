@@ -48,7 +48,6 @@ LONG_FILES = (
   'test_limits.py',
   'test_end_to_end.py',
   'test_examples.py',
-  'test_device_check.py',
   'test_python_api.py',
   'test_quickstart.py',
 )

@@ -10,7 +10,7 @@ import pytest
 import rich.console
 
 from configs import tiny
-from minilm_jax.bench import machine, pretrain_bench, timing
+from minilm_jax.bench import device_check, machine, pretrain_bench, timing
 from minilm_jax.cli import main
 from minilm_jax.core import recipe
 from minilm_jax.core.config import RunConfig
@@ -58,6 +58,8 @@ def test_numbers_are_consistent(result: dict):
     and result['bytes_per_second'] == 3e10
   )
   assert not any('torch' in name or 'released' in name for name in result)
+  values = dict(device_check.list_values(result))
+  assert values['tokens/s'] == f'{result["tokens_per_second"]:,.0f}' and 'peak memory' in values
   assert result['page_faults_per_step'] == 20  # 40 faults in a chunk of 2 steps
   cached = result['cached_milliseconds_per_step']['median']
   assert result['ours_over_cached'] == pytest.approx(cached / step['median'])
