@@ -212,7 +212,7 @@ def test_tasks_have_the_protocol_of_paper_1():
 def test_glue_selects_the_rate_on_held_out_examples():
   config = recipe.resolve(glue.get_config('rte'), 'finetune')
   assert (config.task.name, config.epochs, config.optimizer.schedule) == ('rte', 5, 'linear')
-  assert config.learning_rates == (3e-4, 1e-3, 3e-3, 1e-2)
+  assert config.learning_rates == (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
   assert (config.validation_fraction, config.head.pooling) == (0.1, 'mean')
 
 
