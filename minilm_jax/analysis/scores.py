@@ -300,9 +300,7 @@ def compute_difference(group: Group, subtrahend: Group) -> Difference:
     return Difference()
   mean = group.mean - subtrahend.mean
   if group.seeds == subtrahend.seeds:
-    interval = metrics.confidence_interval(
-      np.subtract(group.values, subtrahend.values), metrics.CONFIDENCE
-    )
+    interval = metrics.confidence_interval(np.subtract(group.values, subtrahend.values))
     return Difference(mean, *interval, True)
   if min(group.n, subtrahend.n) < 2:
     return Difference(mean)

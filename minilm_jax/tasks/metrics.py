@@ -337,13 +337,13 @@ def is_constant(predictions: Values) -> bool:
 
 
 def confidence_interval(
-  values: Sequence[float] | Float[np.ndarray, 'n'], level: float = CONFIDENCE
+  values: Sequence[float] | Float[np.ndarray, 'n'],
 ) -> tuple[float, float]:
-  """Returns Student's t interval of the mean of independent values; nan below two values."""
+  """Returns Student's 95% interval of the mean of independent values; nan below two values."""
   n = len(values)
   if n < 2:
     return math.nan, math.nan
-  margin = float(stats.t.ppf((1 + level) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+  margin = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
   mean = float(np.mean(values))
   return mean - margin, mean + margin
 
