@@ -3,9 +3,9 @@
 # the paper, each for the same time; fine-tuning on five tasks of GLUE, pre-trained and from scratch; and two reports.
 # The first lines of a report answer the questions of the paper. A repeated call continues an interrupted study.
 #   bash launch/paper1.sh CORPUS TFDS [FOLDER [HOURS]]
-# CORPUS: a corpus of minilm corpus. TFDS: a data_dir with GLUE. FOLDER: results, default runs/paper1. HOURS: planned
-# hours, default 8. An hour has 90 seconds of pre-training a model and 400 training examples a task, so fewer hours
-# detect larger effects only. Reports have the intervals.
+# CORPUS: a corpus of minilm corpus. TFDS: a data_dir with GLUE. FOLDER: results, default runs/paper1. HOURS: hours of
+# training, default 8; compiling and evaluating add about an hour. An hour has 90 seconds of pre-training a model and
+# 400 training examples a task, so fewer hours detect larger effects only. Reports have the intervals.
 set -euo pipefail
 fail() {
   printf '%s\n' "asked: the study of paper 1" "found: $1" "to do: $2; see the comment in launch/paper1.sh" >&2
