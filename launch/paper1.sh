@@ -4,7 +4,7 @@
 # The first lines of a report answer the questions of the paper. A repeated call continues an interrupted study.
 #   bash launch/paper1.sh CORPUS TFDS [FOLDER [HOURS]]
 # CORPUS: a corpus of minilm corpus. TFDS: a data_dir with GLUE. FOLDER: results, default runs/paper1. HOURS: hours of
-# training, default 8; compiling and evaluating add about an hour. An hour has 90 seconds of pre-training a model and
+# training, default 8; compiling and evaluating come on top. An hour has 90 seconds of pre-training a model and
 # 400 training examples a task, so fewer hours detect larger effects only. Reports have the intervals.
 set -euo pipefail
 fail() {
@@ -14,7 +14,7 @@ fail() {
 (($# == 2 || $# == 3 || $# == 4)) || fail "$# arguments" "give CORPUS TFDS [FOLDER [HOURS]]"
 corpus=$1 tfds=$2 out=${3:-runs/paper1} hours=${4:-8}
 [[ $hours =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "'$hours' hours" "give a number such as 8"
-seconds=$(awk "BEGIN {print int(90 * $hours)}") examples=$(awk "BEGIN {print int(400 * $hours)}")
+read -r seconds examples < <(awk "BEGIN {printf \"%.0f %.0f\\n\", 90 * $hours, 400 * $hours}")
 ((examples >= 40)) || fail "$hours hours, which give $examples training examples a task" "give at least 0.1 hours"
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_minilm data

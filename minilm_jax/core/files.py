@@ -120,7 +120,7 @@ def open_atomic(path: epath.Path, suffix: str = 'partial') -> Iterator[IO[bytes]
   Raises:
     OSError: the file cannot be written; an existing file is unchanged.
   """
-  temporary = path.parent / f'.{path.name}.{suffix}'
+  temporary, is_written = path.parent / f'.{path.name}.{suffix}', False
   try:
     with temporary.open('wb') as file:
       yield file
@@ -128,9 +128,11 @@ def open_atomic(path: epath.Path, suffix: str = 'partial') -> Iterator[IO[bytes]
       if '://' not in str(path):
         os.fsync(file.fileno())  # otherwise the disk can store the new name before the bytes
     temporary.replace(path)
-  finally:  # after an error, a partial file would occupy a full disk
-    with contextlib.suppress(OSError):
-      temporary.unlink(missing_ok=True)
+    is_written = True
+  finally:
+    if not is_written:  # a partial file would occupy a full disk
+      with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: epath.PathLike, data: bytes) -> None:

@@ -291,7 +291,7 @@ def _select(task: Task, config: TaskConfig, split: str) -> list[_Example]:
 
 
 def _read_label_column(task: Task, config: TaskConfig) -> Iterator[Any]:
-  columns = *task.fields, task.label
+  columns = (*task.fields, task.label)
   for number, row in enumerate(loading.read_rows(task, config, 'train'), 1):
     require_columns(row, columns, f'row {number:,} of the train split of {task.name}')
     yield row[task.label]

@@ -23,7 +23,14 @@ from minilm_jax.tasks.task_data import TRAIN_SPLIT, VALIDATION_PART, TaskData
 
 BEST_EPOCH, LAST_EPOCH = 'best', 'last'
 SUBMISSION_DIR = 'submission'  # folder of the files for the GLUE server
-_SUMMARY_KEYS = 'pretrained checkpoint_step learning_rate epoch_choice split metric'.split()
+_SUMMARY_KEYS = (
+  'pretrained',
+  'checkpoint_step',
+  'learning_rate',
+  'epoch_choice',
+  'split',
+  'metric',
+)
 # The server expects label names for these tasks and numbers for all others.
 _TASKS_WITH_LABEL_NAMES = ('mnli', 'ax', 'qnli', 'rte')
 Outputs = Float[np.ndarray, 'N C']
