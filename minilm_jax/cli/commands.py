@@ -215,7 +215,7 @@ COMMANDS: Mapping[str, Command] = {
   'device-check': Command(
     analysis_commands.check_device,
     'Measure speed, populations, latency and memory of this machine, in one file to send',
-    'nothing; each part is a command of its own, and a part that fails leaves the others',
+    'nothing; each part is a command of its own; a repeated check keeps the parts with a result',
     'device-check.json and device-check.txt in WORKDIR; prints the table',
     '--workdir=runs/device-check',
     ('workdir*', 'json'),

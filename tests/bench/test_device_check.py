@@ -8,6 +8,7 @@ import pytest
 from minilm_jax.bench import device_check
 from minilm_jax.bench.device_check import Part
 from minilm_jax.cli import commands, flags
+from minilm_jax.core import errors
 
 
 def test_a_failed_part_leaves_the_results_of_the_others(tmp_path: pathlib.Path):
@@ -24,6 +25,37 @@ def test_a_failed_part_leaves_the_results_of_the_others(tmp_path: pathlib.Path):
   assert json.loads((tmp_path / 'check' / device_check.RESULT).read_text()) == check
   text = (tmp_path / 'check' / device_check.TABLE).read_text()
   assert 'a target' in text and 'exit status 2' in text
+
+
+def test_a_repeated_check_runs_only_the_parts_without_a_result(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+  failing, ran = {'slow'}, []
+
+  def run_part(part: Part) -> dict:
+    ran.append(part.name)
+    line = {'name': part.name, 'command': part.command, 'target': '', 'seconds': 1.0}
+    return line | ({'error': 'no memory'} if part.name in failing else {'result': {}})
+
+  monkeypatch.setattr(device_check, 'run_part', run_part)
+  driver = ['one GPU']
+  monkeypatch.setattr(device_check, '_describe_driver', lambda: driver[0])
+  fast, slow = Part('fast', ['bench']), Part('slow', ['bench', '--steps=9'])
+  device_check.check_device(tmp_path, [fast, slow])
+  failing.clear()
+  check = device_check.check_device(tmp_path, [fast, slow])
+  assert ran == ['fast', 'slow', 'slow']
+  assert [sorted(part) for part in check['parts']] == [
+    ['command', 'name', 'result', 'seconds', 'target']
+  ] * 2
+  # Another command of the same name, and another GPU.
+  device_check.check_device(tmp_path, [Part('fast', ['latency']), slow])
+  driver[0] = 'another GPU'
+  device_check.check_device(tmp_path, [slow])
+  assert ran[3:] == ['fast', 'slow']
+  (tmp_path / device_check.RESULT).write_text('{"driver": "another GPU", "parts": [1]}')
+  with pytest.raises(errors.InputError, match='not an object'):
+    device_check.check_device(tmp_path, [slow])
 
 
 @pytest.mark.parametrize('part', device_check.PARTS, ids=lambda part: part.name)
