@@ -24,7 +24,7 @@ def corpus():
 
 
 def pretrain():
-  """Returns the recipe of pre-training: the settings of `recommended.py` in many small batches.
+  """Returns the recipe of pre-training: the settings of `recommended.py` with AdamW, in small batches.
 
   A small vocabulary keeps the head cheap and its pieces frequent. Most parameters are in the wide
   embedding, which costs only memory. A fifth of the predicted tokens is not replaced by <mask>,
@@ -45,6 +45,8 @@ def pretrain():
     segments=0,
   )
   recommended.apply_settings(config)
+  # With Muon and half of the tokens, the gain on the validation split was 1.1 [-1.0, 3.3] points.
+  config.optimizer.update(algorithm='adamw', learning_rate=3e-3)
   config.mask.update(rate=0.3, random_share=0.1, keep_share=0.1)
   config.eval.update(every=1000, rows=500)
   config.checkpoint.every = 2000

@@ -5,7 +5,8 @@ r"""Search of the recommended recipe: batch, rate, masks, optimizer, shape and b
 
 A point is `@` and a shape (`SHAPES`, or a shape of `paper1_grids.py`), after values joined by `+`.
 A value is a name of `FIELDS`, a hyphen and a number or a word, or a name of `SWITCHES`. Values that
-are not given are those of `recommended.py`, with heads of width 16.
+are not given are those of `together` in `plateau_ablations.py`, the recommended recipe before the
+search, with heads of width 16.
 `tokens` is the length of the run in millions of tokens, including pads. The argument is one or more
 points or sets (`SETS`), separated by commas; the default is `RUNS`, the points measured so far.
 
@@ -25,7 +26,7 @@ RULES, written before the first run.
 - Confirmation: three seeds, and unfiltered Wikipedia, on which nothing is selected.
 """
 
-from configs import recommended
+from configs import plateau_ablations
 
 SHAPES = {
   # About 1.25 million parameters with 19,010 pieces.
@@ -64,7 +65,7 @@ SWITCHES = {
 }
 LENGTH, EVALUATIONS = 128, 16
 RUNS = [
-  # One learning rate and batch of the recommended recipe, and fewer heads.
+  # The recommended recipe before the search, another learning rate and batch, and fewer heads.
   'batch-16+rate-3e-3@e32-h32-f64-a8-l1',
   'batch-32+rate-1e-2@e32-h32-f64-a8-l1',
   'batch-32+rate-1e-2@small',
@@ -108,7 +109,7 @@ SETS = {
 def get_config(point=RUNS[0]):
   """Returns the recipe of a point."""
   changes, _, shape = point.partition('@')
-  config = recommended.get_config(SHAPES.get(shape, shape or SHAPES['small']))
+  config = plateau_ablations.get_config(f'together@{SHAPES.get(shape, shape or SHAPES["small"])}')
   values, millions = {}, 4.096
   changes += '+tied' if shape.endswith('-tied') else ''
   for change in filter(None, changes.split('+')):

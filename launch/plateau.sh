@@ -58,4 +58,4 @@ minilm ablations --base="$out/points/together@$small" "$out"/points/*@"$small" "
   --workdir="$out/compare-together" --preregistration="$ablations"
 minilm report "$out"/points/paper@*-a8-* "$out"/shorter/paper+* --workdir="$out/frontier-paper"
 minilm report "$out"/points/together@e{32,64}-*-a8-* "$out"/points/together+rate-1e-3@* "$out"/shorter/together+* \
-  --workdir="$out/frontier-best" # with the rate of recommended.py at the largest size
+  --workdir="$out/frontier-best" # with the rate 1e-3 at the largest size

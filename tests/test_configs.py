@@ -329,7 +329,19 @@ def test_names_with_a_width_can_be_combined():
   assert recipe.expand_names(path, 'all') == list(paper2_models.RUNS)
 
 
-def test_ablations_change_one_part_and_together_are_the_recommended_recipe():
+def test_the_recommended_recipe_is_the_selected_point_of_the_search():
+  for shape, is_tied in ((recommended.RUNS[0], True), ('e32-h64-f128-a4-l1', False)):
+    point = f'batch-16+rate-5.6e-3+mask-0.3+muon{"+tied" * is_tied}@{shape}'
+    selected = recipe.resolve(recipe_search.get_config(point), 'pretrain')
+    config = recipe.resolve(recommended.get_config(shape), 'pretrain')
+    for field in ('model', 'optimizer', 'mask', 'batch_size', 'num_steps'):
+      assert getattr(config, field) == getattr(selected, field), field
+    assert (config.optimizer.algorithm, config.model.tied) == ('muon', is_tied)
+  together = recipe.resolve(plateau_ablations.get_config('together'), 'pretrain')
+  assert (together.optimizer.algorithm, together.mask.rate) == ('adamw', 0.15)
+
+
+def test_ablations_change_one_part_of_the_recipe():
   paper = recipe.resolve(plateau_ablations.get_config('paper'), 'pretrain')
   expected = recipe.resolve(paper1_grids.get_config(plateau_ablations.SHAPE), 'pretrain')
   for field in ('model', 'optimizer', 'mask'):
@@ -343,17 +355,6 @@ def test_ablations_change_one_part_and_together_are_the_recommended_recipe():
     ]
     assert is_equal.count(False) == 1, name
   together = recipe.resolve(plateau_ablations.get_config('together'), 'pretrain')
-  for point in (
-    'together',
-    *plateau_ablations.SETS['sizes'][1::2],
-    plateau_ablations.SETS['large'][-1],
-  ):
-    config = recipe.resolve(plateau_ablations.get_config(point), 'pretrain')
-    expected = recipe.resolve(
-      recommended.get_config(point.partition('@')[2] or plateau_ablations.SHAPE), 'pretrain'
-    )
-    for field in ('model', 'optimizer', 'mask'):
-      assert getattr(config, field) == getattr(expected, field), point
   restored, without_pre, short = (
     recipe.resolve(plateau_ablations.get_config(point), 'pretrain')
     for point in (

@@ -143,6 +143,8 @@ def compile_chunk(program: TrainProgram, rows: Rows) -> ChunkProgram:
     InputError: The chunk needs more memory than is free.
   """
   started = time.monotonic()
+  # The first compilation took 48 to 90 s on an H200, whose compiler times several kernels.
+  progress.log('compiling the training step, which a repeated run loads from the cache')
   compiled = program.chunk.lower(program.shapes, rows, step_count(program, 1)).compile()
   memory, devices = compiled.memory_analysis(), program.mesh.local_devices
   copies = len(devices) if devices[0].platform == 'cpu' else 1  # devices of a CPU share one memory
