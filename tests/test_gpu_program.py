@@ -80,7 +80,7 @@ def find_collectives(text: str) -> dict[str, dict[str, int]]:
 
 def test_one_block_of_logits_is_the_largest_array():
   config = make_config()
-  positions = flops.max_masked_positions(LENGTH, config.mask.rate)
+  positions = config.mask.max_positions(LENGTH)
   largest = max(map(math.prod, list_shapes(compile_chunk(**BFLOAT16))))
   assert largest == ROWS // BLOCKS * positions * VOCABULARY
 

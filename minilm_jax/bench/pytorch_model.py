@@ -23,7 +23,6 @@ from torch.nn import functional
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data import tokenizer
-from minilm_jax.model import flops
 
 _IGNORED_TARGET = -100
 _LOGIT_BLOCK_BYTES = 6 << 20  # fastest size on a CPU, also for our step
@@ -219,7 +218,7 @@ def build_best_step(
   model = MaskedLanguageModel(config.model, fused=True).to(device).train()
   optimizer = _make_optimizer(config, model, fused=True)
   device_rows = torch.from_numpy(rows.astype(np.int64)).to(device)
-  num_masked = flops.max_masked_positions(config.model.max_length, config.mask.rate)
+  num_masked = config.mask.max_positions(config.model.max_length)
   sum_losses = (
     _make_fused_loss(config.model.vocab_size, is_gpu) if fused_loss else _sum_cross_entropy
   )

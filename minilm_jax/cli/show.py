@@ -12,7 +12,7 @@ from minilm_jax.core import recipe, run_dir
 from minilm_jax.core.config import FinetuneConfig, RunConfig
 from minilm_jax.core.corpus_config import CorpusConfig
 from minilm_jax.data import documents
-from minilm_jax.model.flops import count_parameters, flops_per_row, max_masked_positions
+from minilm_jax.model.flops import count_parameters, flops_per_row
 from minilm_jax.model.initialization import path_name
 from minilm_jax.tasks import examples
 from minilm_jax.training import optimizer, pretrained, sharding, train_step
@@ -50,7 +50,7 @@ def describe_pretraining(config: RunConfig) -> dict[str, Any]:
   )
   flops = flops_per_row(config.model, config.mask)
   rows = config.num_steps * config.batch_size
-  num_masked = max_masked_positions(config.model.max_length, config.mask.rate)
+  num_masked = config.mask.max_positions(config.model.max_length)
   devices = mesh.shape['data']
   parts = devices * math.prod(
     train_step.micro_batch_plan(

@@ -5,6 +5,7 @@ the defaults; `recipe.py` converts a recipe to these types and refuses missing f
 """
 
 import dataclasses
+import math
 from typing import Annotated
 
 from minilm_jax.core.errors import (
@@ -51,6 +52,10 @@ class MaskConfig(Checked):
         'a sum above 1',
         'lower one of the shares',
       )
+
+  def max_positions(self, length: int) -> int:
+    """Returns K, the largest number of predicted positions in a row of `length` tokens."""
+    return min(length, math.ceil(self.rate * length))
 
 
 @dataclasses.dataclass(frozen=True)

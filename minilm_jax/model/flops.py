@@ -31,11 +31,6 @@ from minilm_jax.model.initialization import path_name
 TRAINING_FACTOR = 3  # forward and backward pass relative to the forward pass
 
 
-def max_masked_positions(length: int, rate: float) -> int:
-  """Returns K, the largest number of predicted positions in a row of `length` tokens."""
-  return min(length, math.ceil(rate * length))
-
-
 def count_parameters(config: EncoderConfig) -> dict[str, int]:
   """Returns the number of parameters of the masked language model.
 
@@ -96,7 +91,7 @@ def _list_front_end_inputs(config: EncoderConfig) -> list[int]:
 
 def flops_per_row(config: EncoderConfig, mask: MaskConfig) -> dict[str, int]:
   """Returns the counts `honey`, `kaplan` and `actual` of a training row of `config.max_length`."""
-  k = max_masked_positions(config.max_length, mask.rate)
+  k = mask.max_positions(config.max_length)
   # Two of the three products include the bias as a row of the kernel.
   output = k * config.vocab_size * (6 * config.hidden_size + 4)
   encoder = encoder_flops(config, config.max_length) + 2 * k * config.hidden_size**2

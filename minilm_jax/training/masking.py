@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float, Int, Integer, Key, UInt
 from minilm_jax.core import rng
 from minilm_jax.core.config import MaskConfig
 from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID, PAD_ID, SPECIAL_TOKENS
-from minilm_jax.model.flops import max_masked_positions
 
 # All runs are evaluated with this mask, so their losses are comparable.
 EVAL_MASK = MaskConfig(rate=0.15, random_share=0.0, keep_share=0.0, special=False, span=0)
@@ -64,7 +63,7 @@ class MaskLayout:
 
 def mask_layout(config: MaskConfig, length: int) -> MaskLayout:
   """Returns the static part of a mask for rows of a length."""
-  return MaskLayout(config.special, config.span, max_masked_positions(length, config.rate))
+  return MaskLayout(config.special, config.span, config.max_positions(length))
 
 
 def mask_row(

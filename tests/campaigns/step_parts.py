@@ -164,7 +164,7 @@ def bound(config: RunConfig) -> dict[str, float]:
   """Returns the lower bound of each part in milliseconds."""
   model, rows, devices = config.model, config.batch_size, jax.device_count()
   length, d = model.max_length, model.hidden_size
-  positions = flops.max_masked_positions(length, config.mask.rate)
+  positions = config.mask.max_positions(length)
   peak, bandwidth = (
     machine.measure_peak_flops(*machine.choose_matrix_product()),
     machine.measure_bandwidth(),

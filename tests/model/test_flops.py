@@ -15,7 +15,7 @@ import pytest
 
 from configs import paper1, paper2_models
 from minilm_jax.core import recipe
-from minilm_jax.core.config import RunConfig
+from minilm_jax.core.config import MaskConfig, RunConfig
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.model import convolution, flops, heads
 from minilm_jax.model.initialization import count_parameters
@@ -169,12 +169,12 @@ def test_parameters_are_the_elements_of_the_arrays():
 def test_masked_positions_are_the_rate_times_length_rounded_up(
   length: int, rate: float, count: int
 ):
-  assert flops.max_masked_positions(length, rate) == count
+  assert MaskConfig(rate=rate).max_positions(length) == count
 
 
 def build_gradient(config: RunConfig) -> tuple[Any, tuple[Any, ...]]:
   """Returns the function to loss and gradient of a step without dropout, and its arguments."""
-  k = flops.max_masked_positions(config.model.max_length, config.mask.rate)
+  k = config.mask.max_positions(config.model.max_length)
   integers, weights = (
     jax.ShapeDtypeStruct((ROWS, k), jnp.int32),
     jax.ShapeDtypeStruct((ROWS, k), jnp.float32),

@@ -11,7 +11,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from minilm_jax.core.config import MaskConfig
 from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID, PAD_ID, SPECIAL_TOKENS
-from minilm_jax.model.flops import max_masked_positions
 from minilm_jax.training import masking
 from tests import fast_jit
 
@@ -62,7 +61,7 @@ def test_only_eligible_tokens_are_masked(config: MaskConfig, shortest: int, long
   """Rows may have fewer tokens than positions."""
   rows = np.asarray(draw_rows(200, shortest, longest), int)
   batch = mask(jnp.asarray(rows, jnp.uint16), config)
-  count = max_masked_positions(LENGTH, config.rate)
+  count = config.max_positions(LENGTH)
   assert (
     batch['positions'].shape == batch['targets'].shape == batch['weights'].shape == (200, count)
   )

@@ -16,7 +16,6 @@ from minilm_jax.core import recipe, rng
 from minilm_jax.core.config import MeshConfig, RunConfig
 from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID, PAD_ID
 from minilm_jax.data.rows import Corpus
-from minilm_jax.model import flops
 from minilm_jax.training import masking, population, sharding, train_step
 from minilm_jax.training.train_step import NonFinite
 from tests import fast_jit, golden
@@ -169,7 +168,7 @@ def test_a_plan_has_the_numbers_of_micro_batches_and_logit_blocks(
   changes: Any, devices: int, expected: tuple[int, int]
 ):
   config = run_config(**changes)
-  positions = flops.max_masked_positions(LENGTH, config.mask.rate)
+  positions = config.mask.max_positions(LENGTH)
   assert (
     train_step.micro_batch_plan(
       config, config.batch_size // devices, LENGTH, positions, jax.devices()[0]
