@@ -64,9 +64,11 @@ SWITCHES = {
   'decay-all': {'optimizer.no_decay': ''},
 }
 LENGTH, EVALUATIONS = 128, 16
+BEFORE = 'batch-16+rate-3e-3@e32-h32-f64-a8-l1'  # the recommended recipe before the search
+SELECTED = 'batch-16+rate-5.6e-3+mask-0.3+muon@small-tied'
 RUNS = [
   # The recommended recipe before the search, another learning rate and batch, and fewer heads.
-  'batch-16+rate-3e-3@e32-h32-f64-a8-l1',
+  BEFORE,
   'batch-32+rate-1e-2@e32-h32-f64-a8-l1',
   'batch-32+rate-1e-2@small',
   'batch-16+rate-1e-2@small',
@@ -89,6 +91,12 @@ RUNS = [
       'mask-0.4+muon',
     )
   ),
+  *(f'batch-16+rate-{rate}+mask-0.3+muon@small-tied' for rate in ('3e-3', '1e-2', '1.8e-2')),
+  # Other sizes.
+  *(f'batch-16+rate-{rate}+mask-0.3+muon@middle-tied' for rate in ('5.6e-3', '1e-2')),
+  'batch-16+rate-5.6e-3+mask-0.3+muon@large-tied',
+  # The recipe before the search, with the FLOPs of the selected one.
+  'batch-16+rate-3e-3+tokens-15.4@e32-h32-f64-a8-l1',
   # About 300 seconds on two idle cores each.
   'batch-64+rate-1e-2+muon+tokens-30@small',
   'batch-64+rate-1e-2+mask-0.3+muon+tokens-19@small',
@@ -97,6 +105,8 @@ RUNS = [
   'batch-32+rate-5.6e-3+mask-0.3+muon+tokens-100@small-tied',
 ]
 SETS = {
+  'confirm': [f'seed-{seed}+{point}' for seed in range(3) for point in (BEFORE, SELECTED)],
+} | {
   f'batch-rate-{shape}': [
     f'batch-{batch}+rate-{rate}@{shape}'
     for batch in (8, 16, 32, 64, 128, 256)
