@@ -5,11 +5,12 @@
 
 The argument is one or more shapes as in `paper1_grids.py` or logged runs, separated by commas;
 `cpu_grid` stands for the fourteen shapes of `cpu_grid.py`. The shapes of `RUNS` have about 1.25, 2.5
-and 4.5 million parameters with 19,010 pieces, heads of width 16 and a tied head. A head is tied if
-embedding and hidden state have the same width.
+and 4.5 million parameters with 19,010 pieces, and heads of width 16. The output layer is tied if
+embedding and hidden state have the same width; --config.model.tied=False compares such shapes with
+others.
 
-The 2,000 updates of 16 rows take 2, 5 and 15 minutes on two idle cores; increase --config.num_steps
-for lower losses.
+The 2,000 updates of 16 rows take 3, 7 and 13 minutes on two cores; increase --config.num_steps for
+lower losses.
 
 Evidence, with 4.1 million tokens (docs/results/recipe-search.md). Losses are nats on the validation
 rows, means of three seeds with 95% intervals. Nothing was selected on Wikipedia.
@@ -18,10 +19,11 @@ rows, means of three seeds with 95% intervals. Nothing was selected on Wikipedia
     this recipe, e64-h64-f128-a4-l1        4.322 [4.234, 4.409]  5.765 [5.728, 5.801]
     `together`, e32-h32-f64-a8-l1          5.180 [5.111, 5.249]  6.672 [6.636, 6.708]
 
-An update of this recipe has 3.8 times the FLOPs of `together` at these shapes. `together` of
-`plateau_ablations.py` is the recipe of paper 1 with ten changes that shorten its plateau. The comments below at
-its fields give the loss without a change at (32, 32, 64, 1), with AdamW and 15% masked, and the
-compute multiplier against `together`; below 1, the change helps.
+An update of this recipe has 3.8 times the FLOPs of `together` at these shapes. With as many FLOPs,
+`together` ends at 4.775 nats on the reduced language, one seed. `together` of `plateau_ablations.py`
+is the recipe of paper 1 with ten changes that shorten its plateau. The comments at its fields give
+the loss without a change at (32, 32, 64, 1), with AdamW and 15% masked, and the compute multiplier
+against `together`; below 1, the change helps.
 """
 
 from configs import cpu_grid, paper1_grids
