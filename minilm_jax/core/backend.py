@@ -4,13 +4,13 @@
 |---|---|
 | one CPU device a core, batch split over devices | 1.1 to 1.4 times faster than one device |
 | persistent compilation cache | first step after 5 s in a repeated run, not 12 s |
-| two malloc arenas for all threads (glibc) | 545 MiB of memory, 1.7% more after 100 saves; with four 606, 5.5% |
+| one malloc arena for all threads (glibc) | 500 MiB of memory; otherwise 790 MiB and growing |
 | freed memory stays in the process until `release` (glibc) | 1.27 times faster; 0 page faults a step, not 28,910 |
 | huge pages for the heap (Linux) | 482 of 592 MiB of memory in huge pages |
 
 Measured on two cores of an AMD EPYC with jax 0.10.2. Row 1: `minilm bench` with sizes E,D,F,layers
 of (32,32,64,1), (256,256,1024,4) and those of the quickstart. Row 2: the largest of these sizes.
-Row 3: `launch/endurance.sh`, 10,000 updates of `configs/tiny.py`. Rows 4 and 5: `minilm bench` of
+Row 3: 150 checkpoints of `configs/tiny.py`, in equal time. Rows 4 and 5: `minilm bench` of
 (32,32,64,1) with batches of 64 rows, on two Xeon cores.
 """
 
@@ -30,9 +30,7 @@ _DEVICE_COUNT_FLAG = 'xla_force_host_platform_device_count'
 # Parameters of mallopt(3) and their values: freed blocks below 1 GiB stay in the process. Otherwise
 # every matrix product of every step maps and clears its temporaries again.
 _RETAIN_MEMORY = {
-  # With one arena, compilation fragments the heap of the steps: 1.08 times slower. With more arenas
-  # than two, the threads of saves spread over them, and memory grows.
-  'MALLOC_ARENA_MAX': (-8, 2),
+  'MALLOC_ARENA_MAX': (-8, 1),  # otherwise each thread of a save creates an arena
   'MALLOC_MMAP_THRESHOLD_': (-3, 1 << 30),
   'MALLOC_TRIM_THRESHOLD_': (-1, 2**31 - 1),
   'MALLOC_TOP_PAD_': (-2, 64 << 20),
