@@ -21,9 +21,9 @@ rows, means of three seeds with 95% intervals. Nothing was selected on Wikipedia
 
 An update of this recipe has 3.8 times the FLOPs of `together` at these shapes. With as many FLOPs,
 `together` ends at 4.775 nats on the reduced language, one seed. `together` of `plateau_ablations.py`
-is the recipe of paper 1 with ten changes that shorten its plateau. The comments at its fields give
-the loss without a change at (32, 32, 64, 1), with AdamW and 15% masked, and the compute multiplier
-against `together`; below 1, the change helps.
+is the recipe of paper 1 with ten changes that shorten its plateau. Most comments below were measured
+with `together`, AdamW and 15% masked, at (32, 32, 64, 1): the loss without a field, and the compute
+multiplier against `together`. Below 1, the field helps.
 """
 
 from configs import cpu_grid, paper1_grids

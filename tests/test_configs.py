@@ -330,15 +330,20 @@ def test_names_with_a_width_can_be_combined():
 
 
 def test_the_recommended_recipe_is_the_selected_point_of_the_search():
-  for shape, is_tied in ((recommended.RUNS[0], True), ('e32-h64-f128-a4-l1', False)):
-    point = f'batch-16+rate-5.6e-3+mask-0.3+muon{"+tied" * is_tied}@{shape}'
+  untied = 'e32-h64-f128-a4-l1'
+  changes, _, _ = recipe_search.SELECTED.partition('@')
+  for shape, point, is_tied in (
+    (recommended.RUNS[0], recipe_search.SELECTED, True),
+    (untied, f'{changes}@{untied}', False),
+  ):
     selected = recipe.resolve(recipe_search.get_config(point), 'pretrain')
     config = recipe.resolve(recommended.get_config(shape), 'pretrain')
     for field in ('model', 'optimizer', 'mask', 'batch_size', 'num_steps'):
       assert getattr(config, field) == getattr(selected, field), field
     assert (config.optimizer.algorithm, config.model.tied) == ('muon', is_tied)
   together = recipe.resolve(plateau_ablations.get_config('together'), 'pretrain')
-  assert (together.optimizer.algorithm, together.mask.rate) == ('adamw', 0.15)
+  assert (together.optimizer.algorithm, together.optimizer.learning_rate) == ('adamw', 3e-3)
+  assert together.mask.rate == 0.15
 
 
 def test_ablations_change_one_part_of_the_recipe():

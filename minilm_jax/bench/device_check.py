@@ -49,6 +49,7 @@ class Part:
 
   @property
   def command(self) -> list[str]:
+    """The words of the command line, which identify a part in the results."""
     return ['minilm', *self.arguments]
 
 
@@ -141,7 +142,11 @@ def _read_results(folder: epath.Path, driver: str) -> dict[str, dict[str, Any]]:
   check = files.read_object(folder / RESULT, f'the earlier check in {folder}', form)
   if check['driver'] != driver:
     return {}
-  return {' '.join(part['command']): part for part in check['parts'] if 'result' in part}
+  known = {' '.join(part['command']): part for part in check['parts'] if 'result' in part}
+  progress.log(
+    f'{folder} has the results of {len(known)} parts: give another --workdir to measure them again'
+  )
+  return known
 
 
 def run_part(part: Part) -> dict[str, Any]:

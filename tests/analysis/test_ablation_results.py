@@ -226,6 +226,7 @@ def test_a_single_seed_gives_no_interval():
   assert compute_ratio(reached(8.0, 100.0), reached(2.0)).value == pytest.approx(4)
   empty = compute_ratio({}, reached(2.0))
   assert all(map(math.isnan, (empty.value, empty.low, empty.high)))
+  assert (empty.bound, empty.base_seeds, empty.seeds, empty.paired) == ('', 0, 0, False)
 
 
 def test_a_run_without_an_exit_gives_a_bound():
