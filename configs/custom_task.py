@@ -10,16 +10,15 @@ Files are .csv, .tsv, .jsonl or .parquet, all but .parquet possibly compressed (
 of text. The classes are the values of the label column in the training file, also for numbers;
 `task.kind=regression` predicts numbers.
 Without `task.validation`, a hash of the text selects a fifth of the training file for validation.
-Other settings are those of configs/glue.py.
+Other settings are those of configs/glue.py: held-out training examples select one of five learning
+rates. `--config.learning_rates=1e-3` trains one rate, in a fifth of the time.
 
 Compare the scores with the majority class, which every table shows, and with `--from_scratch`.
 """
 
-from configs import base
+from configs import glue
 
 
 def get_config():
   """Returns the recipe; the command line sets the files."""
-  config = base.finetune()
-  config.task.name = 'own'
-  return config
+  return glue.get_config('own')

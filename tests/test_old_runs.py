@@ -55,8 +55,12 @@ def test_report_reads_the_old_columns(old_run: pathlib.Path):
     assert float(rows[name]) == pytest.approx(value), name
 
 
+# Settings of configs/custom_task.py in the version of the old run.
+OLD_PROTOCOL = {'head.pooling': 'first', 'learning_rates': ''}
+
+
 def test_finetune_starts_from_the_old_checkpoint(old_run: pathlib.Path):
-  settings = {
+  settings = OLD_PROTOCOL | {
     'task.train': 'examples.csv',
     'task.fields': 'sentence',
     'seeds': '3',
@@ -81,7 +85,7 @@ def test_finetune_starts_from_the_old_checkpoint(old_run: pathlib.Path):
 
 
 def test_an_old_fine_tuning_is_finished_under_its_own_recipe(old_run: pathlib.Path):
-  settings = {
+  settings = OLD_PROTOCOL | {
     'task.train': 'examples.csv',
     'task.fields': 'sentence',
     'task.max_train_examples': '64',
