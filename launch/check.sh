@@ -4,6 +4,6 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_minilm check
 cd "$root"
-"$venv/bin/ruff" check minilm_jax configs tests
-"$venv/bin/ruff" format --check minilm_jax configs tests
+"$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
 "$venv/bin/basedpyright" --pythonpath "$venv/bin/python" </dev/null

@@ -10,10 +10,16 @@ from collections.abc import Iterator
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-CODE = sorted(
-  path for name in ('minilm_jax', 'configs', 'tests') for path in (ROOT / name).rglob('*.py')
-)
-SCRIPTS = [*sorted((ROOT / 'launch').iterdir()), ROOT / '.ci' / 'run']
+CODE = [
+  ROOT / 'setup.py',
+  *sorted(
+    path for name in ('minilm_jax', 'configs', 'tests') for path in (ROOT / name).rglob('*.py')
+  ),
+]
+SCRIPTS = [
+  *sorted((ROOT / 'launch').iterdir()),
+  *(ROOT / name for name in ('.ci/run', 'pyproject.toml', 'mkdocs.yml')),
+]
 PAGES = [*sorted(ROOT.glob('*.md')), *sorted((ROOT / 'docs').rglob('*.md'))]
 # A sentence that starts with one of these words names no subject; a colon follows an argument.
 HEADS = re.compile(r'(who|whom|whose|what|where|which|how)\b(?!:)', re.I)
@@ -90,9 +96,11 @@ def test_sentences_name_their_subject_and_use_no_metaphor(folder: str):
 
 
 @pytest.mark.parametrize(
-  'path', [path for path in PAGES if path.parent == ROOT], ids=lambda path: path.name
+  'path',
+  [path for path in [*CODE, *SCRIPTS, *PAGES] if path.parent in (ROOT, ROOT / '.ci')],
+  ids=lambda path: path.name,
 )
-def test_pages_at_the_root_name_their_subjects(path: pathlib.Path):
+def test_files_at_the_root_name_their_subjects(path: pathlib.Path):
   texts = [sentence for _, text in find_texts(path) for sentence in split_sentences(text)]
   assert not [text for text in texts if HEADS.match(text) or METAPHORS.search(text)]
 
