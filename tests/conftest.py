@@ -38,7 +38,7 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Tests and later runs share compiled programs, and the cache of the user stays as it is.
 jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache' / 'compiled'))
-jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
 # Files with the longest tests.
 LONG_FILES = (
   'test_distributed.py',

@@ -27,6 +27,7 @@ _MEMORY_FILES = ('/proc/meminfo', '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/m
 _CGROUPS, _CGROUP_ROOT = pathlib.Path('/proc/self/cgroup'), pathlib.Path('/sys/fs/cgroup')
 _DETERMINISTIC_FLAG = 'xla_gpu_deterministic_ops'
 _DEVICE_COUNT_FLAG = 'xla_force_host_platform_device_count'
+_MIN_COMPILE_SECONDS = 'jax_persistent_cache_min_compile_time_secs'
 # Parameters of mallopt(3) and their values: freed blocks below 1 GiB stay in the process. Otherwise
 # every matrix product of every step maps and clears its temporaries again.
 _RETAIN_MEMORY = {
@@ -121,6 +122,9 @@ def prepare(deterministic: bool = False) -> None:
     return
   if not read_setting('jax_compilation_cache_dir') and (folder := _make_cache_folder()):
     jax.config.update('jax_compilation_cache_dir', str(folder))
+  # By default, JAX stores programs only if they compile in a second or more.
+  if _MIN_COMPILE_SECONDS.upper() not in os.environ:
+    jax.config.update(_MIN_COMPILE_SECONDS, 0.0)
 
 
 def _make_cache_folder() -> pathlib.Path | None:

@@ -43,6 +43,9 @@ CHECKSUMS = 'checksums.json'
 # Errors of Orbax and TensorStore for a full or missing disk, and for a changed file.
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 _READ_ERRORS = (FileNotFoundError, ValueError, LookupError, TypeError)
+# One device writes a replicated array. By default every device writes a slice, which compiles a
+# program for each slice and is slower for arrays of this size.
+_ARRAY_HANDLER = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
 
 
 class CorruptCheckpointError(InputError):
@@ -101,8 +104,7 @@ class CheckpointWriter:
       self._losses[step] = loss
     with _convert_write_errors(f'the checkpoint of update {step:,}'):
       # The next chunk reuses the memory of the state while the copies are written.
-      copies = jax.tree.map(jnp.copy, flatten(state))
-      if self.manager.save(step, args=ocp.args.StandardSave(copies)):
+      if self.manager.save(step, args=ocp.args.PyTreeSave(_copy(flatten(state)))):
         self._pending, self.saved_at = step, time.monotonic()
 
   def settle(self) -> None:
@@ -157,7 +159,12 @@ def open_writer(
     create=True, cleanup_tmp_directories=True, preservation_policy=policy
   )
   with _convert_write_errors(f'the folder {folder}'):
-    manager = ocp.CheckpointManager(folder, options=options)
+    handlers = ocp.type_handlers.create_type_handler_registry((jax.Array, _ARRAY_HANDLER))
+    manager = ocp.CheckpointManager(
+      folder,
+      options=options,
+      item_handlers=ocp.PyTreeCheckpointHandler(type_handler_registry=handlers),
+    )
   writer = CheckpointWriter(manager, losses)
   try:
     with _convert_write_errors(f'the folder {folder}'):
@@ -181,6 +188,12 @@ def _convert_write_errors(subject: str) -> Iterator[None]:
     raise
   except _WRITE_ERRORS as error:
     raise OSError(f'{subject} could not be written: {" ".join(str(error).split())}') from error
+
+
+@jax.jit
+def _copy(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Returns copies of arrays."""
+  return jax.tree.map(jnp.copy, arrays)
 
 
 def flatten(state: Any) -> dict[str, Any]:

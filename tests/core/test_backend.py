@@ -81,6 +81,15 @@ def test_a_quota_limits_the_cores(
   assert backend.count_cores() == cores
 
 
+@pytest.mark.parametrize(('seconds', 'is_stored'), [('', True), ('3600', False)])
+def test_programs_that_compile_fast_are_stored(seconds: str, is_stored: bool, tmp_path):
+  program = 'from minilm_jax.core import backend\nbackend.prepare()\nimport jax\njax.jit(lambda x: x + 1)(1.0)'
+  name = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
+  environment = {'JAX_COMPILATION_CACHE_DIR': str(tmp_path), **({name: seconds} if seconds else {})}
+  run_program(program, (name,), **environment)
+  assert bool(list(tmp_path.glob('*cache'))) == is_stored
+
+
 @pytest.mark.parametrize('cache', ['FILE', '', 'relative'])
 def test_without_a_writable_home_there_is_no_cache(cache: str, tmp_path):
   (tmp_path / 'file').touch()
