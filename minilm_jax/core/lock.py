@@ -88,6 +88,11 @@ def hold_lock(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
 
   try:
     yield check
+  except OSError:
+    # A write can find the deletion before the next heartbeat.
+    if not folder.exists():
+      raise _make_deletion_error(folder) from None
+    raise
   finally:
     is_over.set()
     heartbeat.join()
@@ -188,6 +193,14 @@ def _make_error(path: epath.Path, holder: _Holder | None) -> LockedError:
   )
 
 
+def _make_deletion_error(folder: epath.Path) -> InputError:
+  return InputError(
+    f'the run in {folder}',
+    'the directory was deleted during the run',
+    'restart the command, and keep its directory',
+  )
+
+
 def _beat(
   path: epath.Path, holder: _Holder, is_over: threading.Event, errors: list[InputError]
 ) -> None:
@@ -195,13 +208,7 @@ def _beat(
   while not is_over.wait(HEARTBEAT_SECONDS):
     with contextlib.suppress(OSError):  # the next heartbeat may succeed
       if not path.parent.exists():
-        errors.append(
-          InputError(
-            f'the run in {path.parent}',
-            'the directory was deleted during the run',
-            'restart the command, and keep its directory',
-          )
-        )
+        errors.append(_make_deletion_error(path.parent))
       elif not path.exists():
         _write(path, holder)
       elif (current := _read(path)) and current.id != holder.id:

@@ -236,6 +236,17 @@ def test_a_deleted_directory_is_an_input_error(tmp_path, monkeypatch, capsys):
       wait_until(lambda: str(tmp_path / 'run') in capsys.readouterr().err)
 
 
+def test_a_write_into_a_deleted_directory_is_an_input_error(tmp_path):
+  folder = tmp_path / 'run'
+  with pytest.raises(InputError, match=f'{folder}\n.*was deleted during the run'):
+    with lock.hold_lock(folder):
+      shutil.rmtree(folder)
+      (folder / 'metrics.jsonl').write_text('')
+  with pytest.raises(FileNotFoundError):
+    with lock.hold_lock(folder):
+      (folder / 'missing' / 'metrics.jsonl').write_text('')
+
+
 def test_a_removed_lock_is_restored(tmp_path, monkeypatch):
   monkeypatch.setattr(lock, 'HEARTBEAT_SECONDS', 0.01)
   with lock.hold_lock(tmp_path):
