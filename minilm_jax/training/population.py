@@ -148,12 +148,15 @@ def map_over_members(
 
   def mapped(members: Any, *shared: Any) -> Any:
     spec = PartitionSpec() if strategy == 'single' else _MEMBER_AXIS
+    # An automatic axis doubles the operations that XLA reads, by constraints, so `model` is
+    # automatic only if it divides arrays.
+    axes = set(mesh.axis_names) - ({'model'} if mesh.shape['model'] > 1 else set())
     return jax.shard_map(
       device_function,
       mesh=mesh,
       in_specs=(spec, *[PartitionSpec()] * len(shared)),
       out_specs=spec,
-      axis_names={'population', 'data'},
+      axis_names=axes,
       check_vma=False,
     )(members, *shared)
 
