@@ -229,6 +229,66 @@ def test_muon_decays_by_path():
     np.testing.assert_allclose(leaf, -0.1 * 0.5, rtol=1e-6)
 
 
+def make_blocks(number: int) -> dict[str, Any]:
+  return {
+    'encoder': {
+      f'block{n}': {
+        'up': {'kernel': jnp.full((4, 6), n + 1.0)},
+        'down': {'kernel': jnp.full((6, 4), -1.0)},
+      }
+      for n in range(number)
+    }
+  }
+
+
+def test_stacked_matrices_have_the_updates_and_moments_of_single_matrices():
+  """The reference is `optax.contrib.muon` of each matrix; one block has no decay."""
+  blocks = make_blocks(3)
+  settings = {'warmup_fraction': 0.0, 'schedule': 'constant', 'learning_rate': 0.1, 'clip': 0.0}
+  stacked = optimizer.build_optimizer(
+    make_optimizer_config(algorithm='muon', weight_decay=0.5, no_decay=('block1',), **settings),
+    10,
+    blocks,
+  )
+  mask = jax.tree_util.tree_map_with_path(lambda path, x: path[1].key != 'block1', blocks)
+  single = optax.contrib.muon(
+    0.1, beta=0.95, weight_decay=0.5, weight_decay_mask=mask, consistent_rms=0.2
+  )
+  states, dice = [stacked.init(blocks), single.init(blocks)], np.random.default_rng(0)
+  for _ in range(3):
+    gradient = jax.tree.map(
+      lambda x: jnp.asarray(dice.standard_normal(x.shape), jnp.float32), blocks
+    )
+    (change, states[0]), (expected, states[1]) = (
+      transform.update(gradient, state, blocks)
+      for transform, state in zip((stacked, single), states, strict=True)
+    )
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4), change, expected)
+  moments, expected = (
+    {
+      path_name(path).partition('.mu.')[2]: leaf
+      for path, leaf in jax.tree.leaves_with_path(state)
+      if '.mu.' in path_name(path)
+    }
+    for state in states
+  )
+  assert set(moments) == set(expected) and len(moments) == 6
+  for name, leaf in moments.items():
+    np.testing.assert_allclose(leaf, expected[name], rtol=1e-6)
+
+
+def test_more_matrices_of_the_same_shapes_need_no_more_products():
+  counts = []
+  for number in (1, 3):
+    blocks = make_blocks(number)
+    transform = optimizer.build_optimizer(
+      make_optimizer_config(algorithm='muon', no_decay=()), 10, blocks
+    )
+    program = jax.make_jaxpr(transform.update)(blocks, transform.init(blocks), blocks)
+    counts.append(str(program).count('dot_general['))
+  assert counts[0] == counts[1] > 0
+
+
 @pytest.mark.parametrize('algorithm', ['adamw', 'muon'])
 def test_a_continued_optimizer_keeps_its_moments_and_starts_its_schedule(algorithm: str):
   """After 3 of 10 updates, a linear schedule has 0.7 of its first rate; clipping may differ."""
