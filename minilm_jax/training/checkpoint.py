@@ -43,8 +43,8 @@ CHECKSUMS = 'checksums.json'
 # Errors of Orbax and TensorStore for a full or missing disk, and for a changed file.
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
 _READ_ERRORS = (FileNotFoundError, ValueError, LookupError, TypeError)
-# One device writes a replicated array. By default every device writes a slice, which compiles a
-# program for each slice and is slower for arrays of this size.
+# One device writes a replicated array. By default every device writes a slice, by a program that is
+# compiled for each shape and slice.
 _ARRAY_HANDLER = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
 
 

@@ -148,8 +148,8 @@ def map_over_members(
 
   def mapped(members: Any, *shared: Any) -> Any:
     spec = PartitionSpec() if strategy == 'single' else _MEMBER_AXIS
-    # An automatic axis doubles the operations that XLA reads, by constraints, so `model` is
-    # automatic only if it divides arrays.
+    # Beside an automatic axis, JAX constrains the sharding of every operation, which doubles the
+    # program. So `model` is automatic only if it divides arrays.
     axes = set(mesh.axis_names) - ({'model'} if mesh.shape['model'] > 1 else set())
     return jax.shard_map(
       device_function,

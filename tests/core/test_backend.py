@@ -83,7 +83,10 @@ def test_a_quota_limits_the_cores(
 
 @pytest.mark.parametrize(('seconds', 'is_stored'), [('', True), ('3600', False)])
 def test_programs_that_compile_fast_are_stored(seconds: str, is_stored: bool, tmp_path):
-  program = 'from minilm_jax.core import backend\nbackend.prepare()\nimport jax\njax.jit(lambda x: x + 1)(1.0)'
+  program = (
+    'from minilm_jax.core import backend\nbackend.prepare()\n'
+    'import jax\njax.jit(lambda x: x + 1)(1.0)'
+  )
   name = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
   environment = {'JAX_COMPILATION_CACHE_DIR': str(tmp_path), **({name: seconds} if seconds else {})}
   run_program(program, (name,), **environment)

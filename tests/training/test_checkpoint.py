@@ -75,6 +75,14 @@ def bits(state: Any) -> list[bytes]:
 ONE, EIGHT, SPLIT = {'data': 1}, {'data': 8}, {'data': 4, 'model': 2}
 
 
+def test_a_save_of_a_replicated_state_compiles_one_program(tmp_path, caplog):
+  state = draw_state(run_config(EIGHT, vocab_size=72))
+  with jax.log_compiles(), checkpoint.open_writer(tmp_path, 1) as writer:
+    writer.save(state, 5)
+  compiled = [record.getMessage() for record in caplog.records if 'Compiling' in record.msg]
+  assert len(compiled) == 1 and 'copy' in compiled[0]
+
+
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory) -> tuple[pathlib.Path, train_step.TrainState]:
   """A run directory with a checkpoint from eight devices, with some arrays split over two."""

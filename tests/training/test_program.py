@@ -61,6 +61,14 @@ def test_a_chunk_equals_its_steps(changes: dict[str, Any], tiny_corpus):
   assert program.chunk._cache_size() == 1
 
 
+@pytest.mark.parametrize('devices', [1, 2])
+def test_shardings_are_constrained_only_if_model_divides_arrays(devices: int, tiny_corpus):
+  program = build_program(make_run_config(tiny_corpus, **{'mesh.model': devices}))
+  corpus = load_resident(program, tiny_corpus, 'train')
+  text = program.chunk.lower(program.shapes, corpus, jnp.int32(1)).as_text()
+  assert ('sharding_constraint' in text) == (devices > 1)
+
+
 def test_a_warm_chunk_moves_nothing_between_host_and_device(tiny_corpus):
   program = build_program(make_run_config(tiny_corpus))
   corpus, count = (
