@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
-from minilm_jax.core import lock, progress, recipe, run_dir, signals
+from minilm_jax.core import backend, lock, progress, recipe, run_dir, signals
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data.tokenizer import Tokenizer
@@ -284,6 +284,7 @@ def train_epoch(
   """Trains a group to the end of an epoch and returns the mean loss of each member in the epoch."""
   state = group.state
   while state.step < epoch_end:
+    backend.set_aside_free_blocks()
     updates = min(_STEPS_PER_CHUNK, epoch_end - state.step)
     state.members, losses = program.chunk(state.members, train, jnp.int32(updates))
     state.loss_sums = state.loss_sums + np.asarray(losses)

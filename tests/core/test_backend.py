@@ -156,6 +156,25 @@ def test_release_returns_scattered_freed_memory():
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='needs glibc')
+def test_free_blocks_are_set_aside_once_after_a_compilation():
+  """A later block of the size of a free block lies behind all blocks, and memory is returned."""
+  program = (
+    'import ctypes, pathlib\nfrom minilm_jax.core import backend\nbackend.prepare()\nimport jax\n'
+    'def resident(): return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20\n'
+    'backend.set_aside_free_blocks()\n'
+    'blocks = [bytes(100_000) for _ in range(2_000)]\nused = blocks[::2]\n'
+    'freed = {id(block) for block in blocks[1::2]}\ndel blocks\n'
+    'def reuses(): return id(bytes(100_000)) in freed\n'
+    'print(backend.set_aside_free_blocks(), reuses())\n'
+    'jax.jit(lambda x: x + 1)(1.0)\nbefore = resident()\n'
+    'print(backend.set_aside_free_blocks(), reuses(), before - resident())'
+  )
+  first, reuses_before, second, reuses_after, returned = run_program(program)
+  assert (first, reuses_before, reuses_after) == ('0', 'True', 'False')
+  assert int(second) >= 1_000 and int(returned) > 50
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='needs glibc')
 def test_large_temporaries_stay_in_the_process_until_release():
   """By default, malloc maps each large block again, and every page of the block faults."""
   program = (
