@@ -17,7 +17,6 @@ Row 3: 150 checkpoints of `configs/tiny.py`, in equal time. Rows 4 and 5: `minil
 import ctypes
 import functools
 import math
-import mmap
 import os
 import pathlib
 import re
@@ -43,11 +42,12 @@ _UNKNOWN_GPU_BYTES = 64 << 30
 # GPUs whose name by the driver has no size.
 _GPU_GIBIBYTES = {'T4': 16, 'L4': 24, 'RTX 4090': 24, 'H200': 141}
 _HEAP_BYTES = 512 << 20  # address space for temporaries; untouched pages take no memory
-_MADV_DONTNEED, _MADV_HUGEPAGE = 4, 14  # advice of madvise(2)
-# Sizes of free blocks that `set_aside_free_blocks` takes, and from which it returns their pages.
-_MIN_BLOCK_BYTES, _MAX_BLOCK_BYTES, _MIN_RETURNED_BYTES = 4 << 10, 64 << 20, 64 << 10
+_MADV_HUGEPAGE = 14  # advice of madvise(2)
+# Sizes of free blocks that `set_aside_free_blocks` takes. Larger minima leave the blocks that slow steps.
+_MIN_BLOCK_BYTES, _MAX_BLOCK_BYTES = 16 << 10, 64 << 20
 _COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
-_has_compiled = threading.Event()  # since the last `set_aside_free_blocks`
+_is_fragmented = threading.Event()  # since the last `set_aside_free_blocks`
+_blocks_set_aside: list[int] = []  # addresses
 # Settings of libtpu without a TPU: no metadata server, no exclusive lock, no warnings.
 _ABSENT_TPU = {
   'TPU_SKIP_MDS_QUERY': '1',
@@ -164,6 +164,7 @@ def release() -> None:
   if libc:
     libc.malloc_trim(0)
     _reserve_heap(libc)
+    _is_fragmented.set()
 
 
 def _load_glibc() -> ctypes.CDLL | None:
@@ -201,43 +202,46 @@ def _listen_for_compilations() -> None:
 
   def note(event: str, duration_secs: float, **metadata: Any) -> None:
     if event == _COMPILE_EVENT:
-      _has_compiled.set()
+      _is_fragmented.set()
 
   jax.monitoring.register_event_duration_secs_listener(note)
 
 
 def set_aside_free_blocks() -> int:
-  """Removes the free blocks of compilations from the heap, for fast steps (glibc only).
+  """Allocates the free blocks inside the heap, so that steps find memory at its end (glibc only).
 
-  A compilation leaves thousands of free blocks of many sizes. Every later allocation would search
-  them, under a lock that all threads share. Blocks of 4 KiB or more are allocated and never freed, so
-  later allocations find memory at the end of the heap. The pages of large blocks return to the
-  operating system.
+  A compilation leaves thousands of free blocks of many sizes. Every allocation of a step would search
+  them, under a lock that all threads share. Blocks of 16 KiB or more are set aside until
+  `free_blocks_set_aside`; their pages return to the operating system.
 
   Returns:
-    The number of blocks; 0 without a compilation since the last call.
+    The number of blocks; 0 without a compilation or a `release` since the last call.
   """
-  libc = _load_glibc() if _has_compiled.is_set() else None
+  libc = _load_glibc() if _is_fragmented.is_set() else None
   if not libc:
     return 0
-  _has_compiled.clear()
+  _is_fragmented.clear()
+  libc.malloc_trim(0)
   # Lies before the end of the heap: no free block inside the heap is as large.
   last = libc.malloc(_HEAP_BYTES)
   start, end = _find_heap()
-  count, size = 0, _MAX_BLOCK_BYTES
+  first, size = len(_blocks_set_aside), _MAX_BLOCK_BYTES
   while last and start <= last < end and size >= _MIN_BLOCK_BYTES:
     block = libc.malloc(size)
-    if not block or block > last:
+    if block and block < last:
+      _blocks_set_aside.append(block)
+    else:
       libc.free(block)
       size = size * 7 // 8
-      continue
-    count += 1
-    if size >= _MIN_RETURNED_BYTES:
-      first_page, next_page = -(-block // mmap.PAGESIZE), (block + size) // mmap.PAGESIZE
-      pages = next_page - first_page
-      libc.madvise(first_page * mmap.PAGESIZE, pages * mmap.PAGESIZE, _MADV_DONTNEED)
   libc.free(last)
-  return count
+  return len(_blocks_set_aside) - first
+
+
+def free_blocks_set_aside() -> None:
+  """Frees the blocks of `set_aside_free_blocks`, so that a save uses them and memory does not grow."""
+  libc = _load_glibc()
+  while libc and _blocks_set_aside:
+    libc.free(_blocks_set_aside.pop())
 
 
 def read_free_bytes(device: Any) -> int | None:

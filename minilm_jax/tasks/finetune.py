@@ -27,7 +27,7 @@ from minilm_jax.tasks.finetune_results import BEST_EPOCH, LAST_EPOCH, EpochResul
 from minilm_jax.tasks.finetune_resume import FinetuneState
 from minilm_jax.tasks.finetune_step import FinetuneProgram
 from minilm_jax.tasks.task_data import TRAIN_SPLIT, VALIDATION_PART, TaskData, TaskRows
-from minilm_jax.training import population, pretrained
+from minilm_jax.training import pretrained
 
 _STEPS_PER_CHUNK = 200  # maximum updates of a dispatch, so that progress is visible
 
@@ -332,7 +332,7 @@ def _record_result(
     result, results.get(BEST_EPOCH)
   )
   if config.save_classifiers and (is_best or not config.validation_fraction):
-    model = population.select_member(state.members.state.model, index)
+    model = finetune_step.select_model(state.members, index)
     result = dataclasses.replace(result, model=jax.tree.map(np.asarray, model))
   if is_best:
     results[BEST_EPOCH], state.best_epochs[index] = result, result.epoch
