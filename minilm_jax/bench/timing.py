@@ -71,7 +71,6 @@ def time_our_step(config: RunConfig, rows: np.ndarray) -> tuple[Callable[[int], 
 
   def time_steps(count: int) -> float:
     nonlocal state
-    backend.set_aside_free_blocks()
     start = time.perf_counter()
     state, sums, _ = train_program.chunk(state, corpus, program.step_count(train_program, count))
     jax.block_until_ready(sums)

@@ -15,13 +15,11 @@ Row 3: 150 checkpoints of `configs/tiny.py`, in equal time. Rows 4 and 5: `minil
 """
 
 import ctypes
-import functools
 import math
 import os
 import pathlib
 import re
 import sys
-import threading
 from typing import Any
 
 _MAX_CPU_DEVICES = 16  # each device stores parameters and moments
@@ -43,11 +41,6 @@ _UNKNOWN_GPU_BYTES = 64 << 30
 _GPU_GIBIBYTES = {'T4': 16, 'L4': 24, 'RTX 4090': 24, 'H200': 141}
 _HEAP_BYTES = 512 << 20  # address space for temporaries; untouched pages take no memory
 _MADV_HUGEPAGE = 14  # advice of madvise(2)
-# Sizes of free blocks that `set_aside_free_blocks` takes. Larger minima leave the blocks that slow steps.
-_MIN_BLOCK_BYTES, _MAX_BLOCK_BYTES = 16 << 10, 64 << 20
-_COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
-_is_fragmented = threading.Event()  # since the last `set_aside_free_blocks`
-_blocks_set_aside: list[int] = []  # addresses
 # Settings of libtpu without a TPU: no metadata server, no exclusive lock, no warnings.
 _ABSENT_TPU = {
   'TPU_SKIP_MDS_QUERY': '1',
@@ -119,7 +112,6 @@ def prepare(deterministic: bool = False) -> None:
       if name not in os.environ:
         libc.mallopt(parameter, value)
     _reserve_heap(libc)
-    _listen_for_compilations()
   xla_flags = os.environ.get('XLA_FLAGS', '')
   if deterministic and _DETERMINISTIC_FLAG not in xla_flags:
     os.environ['XLA_FLAGS'] = f'{xla_flags} --{_DETERMINISTIC_FLAG}=true'.strip()
@@ -164,7 +156,6 @@ def release() -> None:
   if libc:
     libc.malloc_trim(0)
     _reserve_heap(libc)
-    _is_fragmented.set()
 
 
 def _load_glibc() -> ctypes.CDLL | None:
@@ -183,65 +174,10 @@ def _load_glibc() -> ctypes.CDLL | None:
 def _reserve_heap(libc: ctypes.CDLL) -> None:
   """Extends the heap without touching it, and asks the kernel for huge pages there."""
   libc.free(libc.malloc(_HEAP_BYTES))
-  start, end = _find_heap()
-  libc.madvise(start, end - start, _MADV_HUGEPAGE)  # a kernel without huge pages refuses
-
-
-def _find_heap() -> tuple[int, int]:
-  """Returns the first address of the heap and the address after it; 0 and 0 without a heap."""
   for line in pathlib.Path('/proc/self/maps').read_text().splitlines():
     if line.endswith('[heap]'):
-      start, end = line.split()[0].split('-')
-      return int(start, 16), int(end, 16)
-  return 0, 0
-
-
-@functools.cache
-def _listen_for_compilations() -> None:
-  import jax
-
-  def note(event: str, duration_secs: float, **metadata: Any) -> None:
-    if event == _COMPILE_EVENT:
-      _is_fragmented.set()
-
-  jax.monitoring.register_event_duration_secs_listener(note)
-
-
-def set_aside_free_blocks() -> int:
-  """Allocates the free blocks inside the heap, so that steps find memory at its end (glibc only).
-
-  A compilation leaves thousands of free blocks of many sizes. Every allocation of a step would search
-  them, under a lock that all threads share. Blocks of 16 KiB or more are set aside until
-  `free_blocks_set_aside`; their pages return to the operating system.
-
-  Returns:
-    The number of blocks; 0 without a compilation or a `release` since the last call.
-  """
-  libc = _load_glibc() if _is_fragmented.is_set() else None
-  if not libc:
-    return 0
-  _is_fragmented.clear()
-  libc.malloc_trim(0)
-  # Lies before the end of the heap: no free block inside the heap is as large.
-  last = libc.malloc(_HEAP_BYTES)
-  start, end = _find_heap()
-  first, size = len(_blocks_set_aside), _MAX_BLOCK_BYTES
-  while last and start <= last < end and size >= _MIN_BLOCK_BYTES:
-    block = libc.malloc(size)
-    if block and block < last:
-      _blocks_set_aside.append(block)
-    else:
-      libc.free(block)
-      size = size * 7 // 8
-  libc.free(last)
-  return len(_blocks_set_aside) - first
-
-
-def free_blocks_set_aside() -> None:
-  """Frees the blocks of `set_aside_free_blocks`, so that a save uses them and memory does not grow."""
-  libc = _load_glibc()
-  while libc and _blocks_set_aside:
-    libc.free(_blocks_set_aside.pop())
+      start, end = (int(address, 16) for address in line.split()[0].split('-'))
+      libc.madvise(start, end - start, _MADV_HUGEPAGE)  # a kernel without huge pages refuses
 
 
 def read_free_bytes(device: Any) -> int | None:

@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float, Int
 
-from minilm_jax.core import backend, lock, progress, recipe, run_dir, signals
+from minilm_jax.core import lock, progress, recipe, run_dir, signals
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data.tokenizer import Tokenizer
@@ -27,7 +27,7 @@ from minilm_jax.tasks.finetune_results import BEST_EPOCH, LAST_EPOCH, EpochResul
 from minilm_jax.tasks.finetune_resume import FinetuneState
 from minilm_jax.tasks.finetune_step import FinetuneProgram
 from minilm_jax.tasks.task_data import TRAIN_SPLIT, VALIDATION_PART, TaskData, TaskRows
-from minilm_jax.training import pretrained
+from minilm_jax.training import population, pretrained
 
 _STEPS_PER_CHUNK = 200  # maximum updates of a dispatch, so that progress is visible
 
@@ -284,7 +284,6 @@ def train_epoch(
   """Trains a group to the end of an epoch and returns the mean loss of each member in the epoch."""
   state = group.state
   while state.step < epoch_end:
-    backend.set_aside_free_blocks()
     updates = min(_STEPS_PER_CHUNK, epoch_end - state.step)
     state.members, losses = program.chunk(state.members, train, jnp.int32(updates))
     state.loss_sums = state.loss_sums + np.asarray(losses)
@@ -332,7 +331,7 @@ def _record_result(
     result, results.get(BEST_EPOCH)
   )
   if config.save_classifiers and (is_best or not config.validation_fraction):
-    model = finetune_step.select_model(state.members, index)
+    model = population.select_member(state.members.state.model, index)
     result = dataclasses.replace(result, model=jax.tree.map(np.asarray, model))
   if is_best:
     results[BEST_EPOCH], state.best_epochs[index] = result, result.epoch

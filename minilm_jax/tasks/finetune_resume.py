@@ -24,8 +24,9 @@ from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import TEXT, InputError
 from minilm_jax.tasks import classifier, finetune_results
 from minilm_jax.tasks.finetune_results import EpochResult, MemberSpec
-from minilm_jax.tasks.finetune_step import MemberState, select_model
+from minilm_jax.tasks.finetune_step import MemberState
 from minilm_jax.tasks.task_data import TaskData
+from minilm_jax.training import population
 
 STATE_FILE = '.finetune_state.npz'
 EXAMPLES_FILE = 'examples.json'  # labels, and checksums of the examples of each split
@@ -185,7 +186,7 @@ def load_state(
   members = jax.tree.unflatten(
     tree, [jax.device_put(arrays[f'member {n}'], leaf.sharding) for n, leaf in enumerate(leaves)]
   )
-  model_tree = jax.tree.structure(select_model(start, 0))
+  model_tree = jax.tree.structure(population.select_member(start.state.model, 0))
   results = [
     {
       choice: _load_result(f'{index} {choice}', fields, arrays, model_tree)

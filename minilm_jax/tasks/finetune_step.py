@@ -368,11 +368,6 @@ def group_members(program: FinetuneProgram, inits: Sequence[tuple[int, float, in
   return population.shard_members(group, program.mesh)
 
 
-def select_model(members: MemberState, index: int) -> Classifier:
-  """Returns the model of one member."""
-  return population.select_member(members.state.model, index)
-
-
 def replicate_arrays(values: Any, program: FinetuneProgram) -> Any:
   """Copies arrays to all devices."""
   return jax.device_put(values, sharding.replicated(program.mesh))

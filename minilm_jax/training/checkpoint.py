@@ -103,7 +103,6 @@ class CheckpointWriter:
     if loss is not None:
       self._losses[step] = loss
     with _convert_write_errors(f'the checkpoint of update {step:,}'):
-      backend.free_blocks_set_aside()
       # The next chunk reuses the memory of the state while the copies are written.
       if self.manager.save(step, args=ocp.args.PyTreeSave(_copy(flatten(state)))):
         self._pending, self.saved_at = step, time.monotonic()

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from etils import epath
 
-from minilm_jax.core import backend, distributed, progress, signals
+from minilm_jax.core import distributed, progress, signals
 from minilm_jax.core.config import EvaluationConfig, RunConfig
 from minilm_jax.data.rows import Corpus
 from minilm_jax.training import population, train_step
@@ -137,7 +137,6 @@ def train(
       with distributed.raise_together():
         check_lock()
         rows = batches.take(chunk.first, chunk.steps)
-      backend.set_aside_free_blocks()
       with record(chunk.first, chunk.last):
         started = time.monotonic()
         state, sums, faults = run_chunk(state, rows, step_count(program, chunk.steps))

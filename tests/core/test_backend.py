@@ -156,31 +156,6 @@ def test_release_returns_scattered_freed_memory():
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='needs glibc')
-def test_free_blocks_are_set_aside_after_a_compilation_until_a_save():
-  """Until a save, a new block of the size of the free blocks lies elsewhere."""
-  program = (
-    'import ctypes, pathlib\nfrom minilm_jax.core import backend\nbackend.prepare()\nimport jax\n'
-    'def resident(): return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * 4096 >> 20\n'
-    'backend.set_aside_free_blocks()\n'
-    'blocks = [bytes(100_000) for _ in range(2_000)]\nused = blocks[::2]\n'
-    'freed = {id(block) for block in blocks[1::2]}\ndel blocks\n'
-    'def reuses(): return id(bytes(100_000)) in freed\n'
-    'print(backend.set_aside_free_blocks(), reuses())\n'
-    'jax.jit(lambda x: x + 1)(1.0)\nbefore = resident()\n'
-    'print(backend.set_aside_free_blocks(), reuses(), before - resident())\n'
-    'print(backend.set_aside_free_blocks())\n'
-    'backend.free_blocks_set_aside()\nprint(reuses())\n'
-    'backend.release()\nprint(backend.set_aside_free_blocks(), reuses())'
-  )
-  early, is_early, blocks, is_reused, returned, *later = run_program(program)
-  assert (early, is_early, is_reused) == ('0', 'True', 'False')
-  assert int(blocks) >= 900 and int(returned) > 50
-  again, is_reused_in_save, after_save, is_reused_later = later
-  assert (again, is_reused_in_save, is_reused_later) == ('0', 'True', 'False')
-  assert int(after_save) >= 900
-
-
-@pytest.mark.skipif(sys.platform != 'linux', reason='needs glibc')
 def test_large_temporaries_stay_in_the_process_until_release():
   """By default, malloc maps each large block again, and every page of the block faults."""
   program = (
