@@ -9,20 +9,23 @@
 
 A row is the first 128 pieces of an article. A point trains on the first n articles of a fixed
 random order, so smaller sets lie inside larger sets. All points share the tokenizer and the
-validation split. All points make as many updates as 50 epochs of the smallest set, so they have the
-same compute.
+validation split.
 
 Sets of points:
 
-- `epochs`: 20 epochs of each set, so larger sets also have more updates. Paper 2 has 50 epochs of
-  20,000, 40,000 and 90,000 articles, and 31 to 78 million parameters.
-- `cpu`: three sizes for two CPU cores, with half the width, two layers and 2,000 updates;
-  launch/paper2.sh runs the study with them.
+- without a suffix: all points make as many updates as 50 epochs of the smallest set, so they have
+  the same compute;
+- `epochs`: 50 epochs of each set, as in paper 2, so larger sets also have more updates. The paper has
+  20,000, 40,000 and 90,000 articles, and 31 to 78 million parameters;
+- `cpu`: 50 epochs of 625, 2,500 and 10,000 articles, with half the width, two layers and the settings
+  of `recommended.py`; launch/paper2.sh runs the study with them.
 
-Models have 8,000 pieces and 3.4 million parameters, or 1.0 million for `cpu`.
+A point may have any other number of articles, as in 200-cpu. Models have 8,000 pieces and 3.4 million
+parameters, or 1.0 million for `cpu`.
 
-PRE-REGISTERED before any of these runs: the verdicts on the four claims of paper 2. The report
-computes them from run directories alone (`analysis/claims.py`).
+PRE-REGISTERED before any of these runs, except for the rules that state otherwise: the verdicts on
+the four claims of paper 2. The report computes them from run directories alone
+(`analysis/claims.py`).
 
     1 gap        the same model scores higher pre-trained than from scratch
     2 size       the gap grows with the pre-training set
@@ -53,24 +56,30 @@ Rules. The smallest relevant effect of every claim is one point of score.
     Added after the first runs: a claim is undecided, and does not fail by scores, if a compared run has fewer epochs
     than the 50 of the paper or is on the plateau of word frequencies, or a compared score is of constant predictions
 
-Intervals are not adjusted for four claims, and do not include the variance between pre-training
-runs.
+    Added before the runs of `cpu` with 50 epochs: if each set of claims 1 to 3 has pre-training runs of the same
+    two or more seeds, a statistic is also computed as one number for each of these seeds, the mean over seeds of
+    fine-tuning. Of both intervals the wider one counts
+
+Intervals are not adjusted for four claims. Without several pre-training runs of each set, they do not
+include the variance between pre-training runs.
 
 Exclusions. Failed and unfinished runs, and committees that contain them, are excluded and listed.
 Members with constant predictions are counted, listed and included. A score that is not a number
 gives no pair. Nothing else is excluded.
 """
 
-from configs import base
+import math
+
+from configs import base, recommended
 
 SIZES = (2_500, 5_000, 10_000, 20_000, 40_000)  # articles
+CPU_SIZES = (625, 2_500, 10_000)
 RUNS = tuple(str(size) for size in SIZES)
 SETS = {
   'epochs': tuple(f'{size}-epochs' for size in SIZES),
-  'cpu': tuple(f'{size}-cpu' for size in SIZES[::2]),
+  'cpu': tuple(f'{size}-cpu' for size in CPU_SIZES),
 }
-BATCH, EPOCHS = 32, 20
-UPDATES = {'': 50 * SIZES[0] // BATCH, 'cpu': 2_000}
+BATCH, EPOCHS = 32, 50
 
 
 def corpus():
@@ -84,18 +93,18 @@ def corpus():
 
 def pretrain(size, variant):
   """Returns the recipe of a number of articles; `variant` is '', 'epochs' or 'cpu'."""
-  width, layers = (96, 2) if variant == 'cpu' else (192, 4)
+  width, heads, layers = (96, 6, 2) if variant == 'cpu' else (192, 3, 4)
   config = base.pretrain()
   config.subset.rows = size
   config.batch_size = BATCH
-  config.num_steps = EPOCHS * size // BATCH if variant == 'epochs' else UPDATES[variant]
+  config.num_steps = math.ceil(EPOCHS * (size if variant else SIZES[0]) / BATCH)
   config.model.update(
     vocab_size=8_000,
     embedding_size=width,
     hidden_size=width,
     intermediate_size=4 * width,
-    num_heads=3,
-    flops_heads=3,
+    num_heads=heads,
+    flops_heads=heads,
     num_layers=layers,
     norm='pre',
     positions='rotary',
@@ -103,8 +112,10 @@ def pretrain(size, variant):
     projection=False,
     segments=0,
   )
-  config.mask.update(random_share=0.1, keep_share=0.1)
   config.optimizer.update(learning_rate=1e-3, schedule='linear', beta2=0.98)
+  if variant == 'cpu':
+    recommended.apply_settings(config)
+  config.mask.update(random_share=0.1, keep_share=0.1)
   config.eval.update(every=500)
   config.checkpoint.every = 500
   return config
@@ -114,8 +125,10 @@ def get_config(run='10000'):
   """Returns the recipe of `corpus` or of a point, as in 5000, 5000-epochs or 5000-cpu."""
   if run == 'corpus':
     return corpus()
-  points = (*RUNS, *(point for points in SETS.values() for point in points))
-  if run not in points:
-    raise ValueError(f'no point {run!r}; give corpus or one of {", ".join(points)}')
   size, _, variant = run.partition('-')
+  if not size.isdecimal() or int(size) < BATCH or variant not in ('', *SETS):
+    raise ValueError(
+      f'no point {run!r}; give corpus, or a number of articles of at least {BATCH} with nothing, '
+      '-epochs or -cpu'
+    )
   return pretrain(int(size), variant)

@@ -1,48 +1,60 @@
 #!/usr/bin/env bash
 # Runs the study of paper 2 on two CPU cores: data sizes, overlap with a task, committees against the deep model,
 # latency, and the report with its verdicts. A repeated call continues an interrupted study.
-#   bash launch/paper2.sh TEXT AG_NEWS DBPEDIA FEWREL [FOLDER]
-# TEXT: files with an article a line, as in 'wikipedia/*.txt.xz@line'. AG_NEWS and DBPEDIA: folders with train and test
-# files. FEWREL: a JSON file of FewRel, from which both splits are drawn. FOLDER: results, default runs/paper2.
+#   bash launch/paper2.sh TEXT AG_NEWS DBPEDIA FEWREL [FOLDER [HOURS]]
+# TEXT: files with an article a line, as in 'wikipedia/*.txt.xz@line', of 80,000 articles or more. AG_NEWS and DBPEDIA:
+# folders with train and test files. FEWREL: a JSON file of FewRel, from which both splits are drawn. FOLDER: results,
+# default runs/paper2. HOURS: hours of training, default 6; compiling and evaluating come on top. The largest set has
+# 1,667 articles an hour, the smallest a sixteenth of it; labelled examples and updates of committees are in proportion.
+# All sets of claims 1 to 3 have 50 epochs, so fewer hours detect larger effects only. The report has the intervals.
 set -euo pipefail
-if (($# < 4)); then
-  printf '%s\n' "asked: the study of paper 2" "found: $# arguments" \
-    "to do: give TEXT AG_NEWS DBPEDIA FEWREL [FOLDER]; see the comment in launch/paper2.sh" >&2
+fail() {
+  printf '%s\n' "asked: the study of paper 2" "found: $1" "to do: $2; see the comment in launch/paper2.sh" >&2
   exit 2
-fi
-text=$1 ag_news=$2 dbpedia=$3 fewrel=$4 out=${5:-runs/paper2}
+}
+(($# >= 4 && $# <= 6)) || fail "$# arguments" "give TEXT AG_NEWS DBPEDIA FEWREL [FOLDER [HOURS]]"
+text=$1 ag_news=$2 dbpedia=$3 fewrel=$4 out=${5:-runs/paper2} hours=${6:-6}
+[[ $hours =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "'$hours' hours" "give a number such as 6"
+# Articles of the smallest set, labelled examples of AG News, updates of a committee.
+read -r smallest examples updates < <(awk "BEGIN {h = $hours; printf \"%d %d %d\n\", 625 * h / 6, 250 * h / 6, 1000 * h / 6}")
+((smallest >= 64)) || fail "$hours hours, which give $smallest articles in the smallest set" "give at least 0.7 hours"
+middle=$((4 * smallest)) largest=$((16 * smallest))
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_minilm ''
-sizes=$root/configs/paper2_data_sizes.py models=$root/configs/paper2_models.py tasks=$root/configs/paper2_tasks.py
+sizes=$root/configs/paper2_data_sizes.py models=$root/configs/paper2_models.py
 
 minilm() { "$venv/bin/minilm" "$@" </dev/null; }
-# A thousand labelled examples of each task. Of three learning rates, 1e-3 was best on a validation tenth of AG News,
-# both pre-trained and from scratch.
+# A learning rate for each arm, chosen on a tenth of the labelled examples.
 tune() {
-  minilm finetune --config="$tasks:$1" --config.task.per_label="$2" --config.task.eval_per_label="$3" \
-    --config.epochs=6 --config.length=64 --config.optimizer.learning_rate=1e-3 "${@:4}"
+  minilm finetune --config="$root/configs/glue.py:$1" --config.task.per_label="$2" --config.task.eval_per_label="$3" \
+    --config.epochs=6 --config.length=64 --config.learning_rates=3e-4,1e-3,3e-3 --config.seeds=0,1,2 "${@:4}"
 }
-on_ag_news() { tune ag_news 250 250 --config.task.folder="$ag_news" "$@"; }
-on_dbpedia() { tune dbpedia_14 70 50 --config.task.folder="$dbpedia" "$@"; }
-on_fewrel() { tune fewrel 60 40 --config.task.train="$fewrel" "$@"; }
+on_ag_news() { tune ag_news "$examples" 250 --config.task.folder="$ag_news" "$@"; }
+on_dbpedia() { tune dbpedia_14 $((examples * 7 / 25)) 50 --config.task.folder="$dbpedia" "$@"; }
+on_fewrel() { tune fewrel $((examples * 6 / 25)) 40 --config.task.train="$fewrel" "$@"; }
 
 minilm corpus --config="$sizes:corpus" --config.documents.sources="$text" --workdir="$out/articles"
 
-# Claims 1 and 2: three sizes, three tasks.
-minilm sweep --config="$sizes:cpu" --config.corpus="$out/articles" --workdir="$out/sizes"
-seeds=--config.seeds=0,1,2,3,4
-on_ag_news "$seeds" --with_scratch --checkpoint="$out/sizes/*" --workdir="$out/sizes-ag_news"
-on_dbpedia "$seeds" --with_scratch --checkpoint="$out/sizes/*" --workdir="$out/sizes-dbpedia"
-on_fewrel "$seeds" --with_scratch --checkpoint="$out/sizes/*" --workdir="$out/sizes-fewrel"
+# Claims 1 and 2: nested sets over a factor of 16, three pre-training runs of each, three tasks. The scores from scratch
+# need one run, because a fresh encoder depends on the seed of fine-tuning alone.
+three=--config.population.members=3
+minilm sweep --config="$sizes:$smallest-cpu,$middle-cpu,$largest-cpu" "$three" --config.corpus="$out/articles" \
+  --workdir="$out/sizes"
+for task in ag_news dbpedia fewrel; do
+  "on_$task" --from_scratch --checkpoint="$out/sizes/$largest-cpu/member-0" --workdir="$out/scratch-$task"
+  "on_$task" --checkpoint="$out/sizes/*/member-*" --workdir="$out/sizes-$task"
+done
 
-# Claim 3: three subsets of one size and different overlap with a task. Scores from scratch are those of claims 1 and 2.
-minilm overlap-subsets --config="$tasks:ag_news" --config.task.folder="$ag_news" --config.task.per_label=250 \
-  --corpus="$out/articles" --workdir="$out/parts"
-for part in 1 2 3; do
-  minilm pretrain --config="$sizes:40000-cpu" --config.subset.rows=0 --config.corpus="$out/parts/part-$part" \
+# Claim 3: of 30 parts by their overlap with a task, the lowest, middle and highest, with about as many articles as the
+# middle set (its tokens less a hundredth, so that a part has no more rows and at least 50 epochs).
+minilm overlap-subsets --config="$root/configs/glue.py:ag_news" --config.task.folder="$ag_news" \
+  --config.task.per_label="$examples" --corpus="$out/articles" --num_parts=30 --size=$((middle * 127)) \
+  --workdir="$out/parts"
+for part in 1 15 30; do
+  minilm sweep --config="$sizes:$middle-cpu" "$three" --config.subset.rows=0 --config.corpus="$out/parts/part-$part" \
     --workdir="$out/overlap/part-$part"
 done
-on_ag_news "$seeds" --checkpoint="$out/overlap/*" --workdir="$out/overlap-ag_news"
+on_ag_news --checkpoint="$out/overlap/*/*/member-*" --workdir="$out/overlap-ag_news"
 
 # Claim 4: a committee of five convolutional models of one block against a model of six blocks. Widths and channels are
 # an eighth of the published ones, and the deep model trains with the FLOPs of all members. Further comparisons: a
@@ -52,11 +64,12 @@ small=(--config.model.vocab_size=8000 --config.corpus="$out/articles" --config.o
        --config.optimizer.schedule=linear --config.optimizer.warmup_fraction=0.1)
 shallow=$models:conv2-k3-d64-h8@96d8 deep=$models:bert-6@96
 population() { minilm sweep --config="$1" "${small[@]}" --config.population.members="$2" --config.num_steps="$3" "${@:4}"; }
-population "$shallow" 5 1000 --workdir="$out/members"
-population "$shallow" 3 1000 --config.model.convolution=fixed --workdir="$out/fixed"
-population "$deep" 2 500 --workdir="$out/pair"
-minilm pretrain --config="$deep" "${small[@]}" --config.num_steps=1000 --workdir="$out/deep"
-saved=("--config.seeds=0,1,2" --config.save_classifiers=True)
+population "$shallow" 5 "$updates" --workdir="$out/members"
+population "$shallow" 3 "$updates" --config.model.convolution=fixed --workdir="$out/fixed"
+population "$deep" 2 $((updates / 2)) --workdir="$out/pair"
+minilm pretrain --config="$deep" "${small[@]}" --config.num_steps="$updates" --workdir="$out/deep"
+# One learning rate, so that a committee has one classifier of each member and seed.
+saved=(--config.learning_rates=1e-3 --config.validation_fraction=0.0 --config.save_classifiers=True)
 for group in members fixed pair; do
   on_ag_news "${saved[@]}" --checkpoint="$out/$group/*/member-*" --workdir="$out/$group-ag_news"
 done

@@ -116,6 +116,7 @@ def write_subset_run(
   task: str = 'ag_news',
   of_rows: int = 100_000,
   tokenizer: str = 'abc',
+  seed: int = 0,
   **model: Any,
 ) -> pathlib.Path:
   """Writes a pre-training run on a subset of the corpus: `rows` of `of_rows` rows of 100 tokens."""
@@ -129,7 +130,8 @@ def write_subset_run(
     }
     of_rows = rows
   changes = {f'model__{name}': value for name, value in (GAP_MODEL | model).items()}
-  _write_config(folder, make_config('pretrain', num_steps=updates, batch_size=32, **changes))
+  config = make_config('pretrain', num_steps=updates, batch_size=32, seed=seed, **changes)
+  _write_config(folder, config)
   files.write_json(
     folder / run_dir.MANIFEST,
     {

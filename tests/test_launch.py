@@ -303,6 +303,24 @@ def test_hours_set_the_budget_of_the_study_of_paper_1(fake_program, tmp_path: pa
     assert_refused(launch(tmp_path, *paths, hours), hours)
 
 
+def test_hours_set_the_budget_of_the_study_of_paper_2(fake_program, tmp_path: pathlib.Path):
+  record, _ = fake_program('minilm'), fake_program('python')
+  paths = ('paper2.sh', 'text@line', 'ag', 'dbpedia', 'fewrel.json', str(tmp_path / 'out'))
+  assert launch(tmp_path, *paths, '3', MINILM_VENV=str(tmp_path)).returncode == 0
+  calls = read_calls(record)
+  sweep = next(call for call in calls if call[0] == 'sweep')
+  assert f'--config={LAUNCH.parent}/configs/paper2_data_sizes.py:312-cpu,1248-cpu,4992-cpu' in sweep
+  assert '--config.population.members=3' in sweep
+  on_ag_news = next(
+    call for call in calls if any(word.endswith('glue.py:ag_news') for word in call)
+  )
+  assert '--config.task.per_label=125' in on_ag_news
+  deep = next(call for call in calls if call[0] == 'pretrain')
+  assert '--config.num_steps=500' in deep
+  for hours in ('0.6', '-1', 'many'):
+    assert_refused(launch(tmp_path, *paths, hours), hours)
+
+
 @pytest.mark.parametrize('seeds', ['1', '3'])
 def test_a_study_passes_flags_to_pretraining(fake_program, tmp_path: pathlib.Path, seeds: str):
   record, _ = fake_program('minilm'), fake_program('python')

@@ -1,9 +1,10 @@
 """Verdicts on the four claims of paper 2: holds, does not hold, or undecided at this budget.
 
 `configs/paper2_data_sizes.py` has the rules. Each statistic is one number a seed of fine-tuning;
-scores of one seed are paired. Intervals are Student's intervals over these seeds. They do not
-include the variance between pre-training runs. A limit of the budget, such as fewer epochs than in
-the paper, leaves a claim undecided that the interval alone would refuse.
+scores of one seed are paired. Intervals are Student's intervals over these seeds. If every set of
+claims 1 to 3 has several pre-training runs, the statistic is also one number a seed of pre-training,
+and the wider interval counts. A limit of the budget, such as fewer epochs than in the paper, leaves
+a claim undecided that the interval alone would refuse.
 """
 
 import dataclasses
@@ -43,7 +44,8 @@ STATISTICS = {
   4: 'score of the committee minus the deep model',
 }
 _KINDS_WITH_RESULT = ('pretrain', 'finetune', 'committee', 'latency')
-BySeed = Mapping[int, float]  # seed of fine-tuning: number
+FINETUNING, PRETRAINING = 'fine-tuning', 'pre-training'
+BySeed = Mapping[int, float]  # seed: number
 BySeries = Mapping[str, Mapping[str, ScoreRow]]  # series: run: row
 
 
@@ -55,6 +57,8 @@ class Verdict:
     verdict: HOLDS, FAILS or OPEN.
     value: mean over seeds, as a share of a score; nan without runs.
     low, high: ends of the 95% interval; nan with fewer than two seeds.
+    seeds: number of seeds of the interval.
+    seeds_of: FINETUNING or PRETRAINING.
     collapsed: number of scores from constant predictions.
     latency: ratio of latencies, committee over deep model; nan except for claim 4.
     latency_low: lower end of the interval of the ratio.
@@ -73,6 +77,7 @@ class Verdict:
   low: float
   high: float
   seeds: int
+  seeds_of: str
   collapsed: int
   latency: float = math.nan
   latency_low: float = math.nan
@@ -193,7 +198,7 @@ def _decide_gain(
   by_series: BySeries, sets: Mapping[str, TrainingSet], limits: Mapping[str, list[str]]
 ) -> Verdict:
   """Decides claim 1 by the runs of each task and model on the largest set that no task selected."""
-  differences, collapsed, used = {}, 0, []
+  differences, by_pretraining, collapsed, used = {}, {}, 0, []
   for series, rows in by_series.items():
     for key in dict.fromkeys(sets[name].key for name in rows):
       same_model = [name for name in rows if sets[name].key == key]
@@ -212,10 +217,18 @@ def _decide_gain(
       ]
       if pairs:
         by_pair = [scores.subtract_by_seed(*(group.by_seed for group in pair)) for pair in pairs]
-        differences[f'{series} ({", ".join(largest)})'] = _average_common_seeds(by_pair)
+        title = f'{series} ({", ".join(largest)})'
+        differences[title] = _average_common_seeds(by_pair)
+        by_pretraining[title] = {
+          sets[name].seed: float(np.mean([pair[seed] for seed in differences[title]]))
+          for name, pair in zip(largest, by_pair, strict=True)
+          if differences[title]
+        }
         collapsed += sum(group.collapsed for pair in pairs for group in pair)
   needed = 'scores of one task, pre-trained and from scratch'
-  return _decide(1, differences, collapsed, needed, _join_limits(used, limits))
+  return _decide(
+    1, differences, collapsed, needed, _join_limits(used, limits), by_pretraining=by_pretraining
+  )
 
 
 def _join_limits(names: Iterable[str], limits: Mapping[str, list[str]]) -> list[str]:
@@ -239,12 +252,14 @@ def _decide_growth(
     same_updates = [gap for gap in along if 'same updates' in gap.comparison]
     along = same_updates or [gap for gap in along if 'same epochs' in gap.comparison]
   by_line = runs.group_by(along, lambda gap: (gap.series, gap.comparison))
-  slopes, collapsed = {}, 0
+  slopes, by_pretraining, collapsed = {}, {}, 0
+  scale = 10 if axis == OVERLAP else 1
   for (series, comparison), line in by_line.items():
-    scale = 10 if axis == OVERLAP else 1
-    slopes[f'{series}, {comparison} ({len(line)} runs)'] = {
-      seed: scale * slope for seed, slope in pretraining_gap.fit_seed_slopes(line).items()
-    }
+    title = f'{series}, {comparison} ({len(line)} runs)'
+    by_seed = pretraining_gap.fit_seed_slopes(line)
+    slopes[title] = {seed: scale * slope for seed, slope in by_seed.items()}
+    by_seed = pretraining_gap.fit_pretraining_slopes(line)
+    by_pretraining[title] = {seed: scale * slope for seed, slope in by_seed.items()}
     rows = [by_series[series][gap.checkpoint] for gap in line]
     collapsed += sum(row.pretrained.collapsed + row.scratch.collapsed for row in rows)
   needed = 'two overlaps with the task, in runs on sets of one size (minilm overlap-subsets)'
@@ -252,7 +267,7 @@ def _decide_growth(
     needed = 'two sizes of the pre-training set, in runs with equal updates or epochs'
   needed += ', with scores pre-trained and from scratch'
   along_limits = _join_limits((gap.checkpoint for gap in along), limits)
-  return _decide(claim, slopes, collapsed, needed, along_limits)
+  return _decide(claim, slopes, collapsed, needed, along_limits, by_pretraining=by_pretraining)
 
 
 def _decide_committee(
@@ -295,19 +310,26 @@ def _decide(
   needed: str,
   limits: Sequence[str],
   bounds: tuple[float, float] = (0.0, MARGIN),
+  by_pretraining: Mapping[str, BySeed] | None = None,
 ) -> Verdict:
   """Returns the verdict on the mean over tasks and comparisons, by seed.
 
   Args:
-    numbers: numbers by description and seed; descriptions without seeds are ignored.
+    numbers: numbers by description and seed of fine-tuning; descriptions without seeds are ignored.
     needed: description of the missing runs, if there are no numbers.
     limits: limits of the budget, with which no claim fails.
     bounds: the claim holds if the interval lies above the first bound. Otherwise, the claim fails if
       the interval lies below the second bound.
+    by_pretraining: the same numbers by seed of pre-training. They count if their interval is wider.
   """
   with_seeds = {name: by_seed for name, by_seed in numbers.items() if by_seed}
-  values = list(_average_common_seeds(list(with_seeds.values())).values())
+  values, seeds_of = _average_values(numbers), FINETUNING
   low, high = metrics.confidence_interval(values)
+  pretraining_values = _average_values(by_pretraining or {})
+  pretraining_low, pretraining_high = metrics.confidence_interval(pretraining_values)
+  if pretraining_high - pretraining_low > high - low:
+    values, seeds_of = pretraining_values, PRETRAINING
+    low, high = pretraining_low, pretraining_high
   above, below = bounds
   if collapsed:
     limits = [*limits, f'{collapsed} scores are of constant predictions']
@@ -315,7 +337,9 @@ def _decide(
   verdict = HOLDS if low > above else FAILS if is_below and not limits else OPEN
   missing = ''
   if verdict == OPEN:
-    missing = f'a narrower interval, from more than {len(values)} seeds or larger runs'
+    missing = (
+      f'a narrower interval, from more than {len(values)} seeds of {seeds_of} or larger runs'
+    )
     if is_below:
       missing = 'runs without the limits of the budget'
     elif not numbers:
@@ -332,12 +356,18 @@ def _decide(
     low=low,
     high=high,
     seeds=len(values),
+    seeds_of=seeds_of,
     collapsed=collapsed,
     of='; '.join(with_seeds),
     missing=missing,
     detectable=metrics.smallest_detectable_effect(values),
     limits='; '.join(limits),
   )
+
+
+def _average_values(numbers: Mapping[str, BySeed]) -> list[float]:
+  """Returns the mean over descriptions with seeds, one for each seed that all of them have."""
+  return list(_average_common_seeds([by_seed for by_seed in numbers.values() if by_seed]).values())
 
 
 def _average_common_seeds(numbers: Sequence[BySeed]) -> dict[int, float]:

@@ -55,7 +55,9 @@ class Gap:
     tokens: tokens of the pre-training set, without padding.
     overlap: share of the task's words in the pre-training set; nan if not measured.
     borrowed: the scores from scratch are those of another run.
+    pretraining_seed: seed of the pre-training run.
     seeds: seeds of fine-tuning, if the scores are paired.
+    values: gaps of these seeds.
   """
 
   axis: str
@@ -70,6 +72,7 @@ class Gap:
   scratch: float
   gap: Difference
   borrowed: bool
+  pretraining_seed: int
   seeds: tuple[int, ...]
   values: tuple[float, ...]
 
@@ -110,6 +113,7 @@ class TrainingSet:
     tokens: tokens of these rows, without padding.
     split_rows: rows of the full training split.
     rows_seen: rows of all updates of the run.
+    seed: seed of the run.
     task: task of the overlap; '' if not measured.
     overlap: share of the running words of the task that the set contains; nan if not measured.
     selected: a task selected the rows.
@@ -123,6 +127,7 @@ class TrainingSet:
   tokens: int
   split_rows: int
   rows_seen: int
+  seed: int
   task: str
   overlap: float
   selected: bool
@@ -255,6 +260,7 @@ def _make_training_set(
     tokens=tokens,
     split_rows=split_rows,
     rows_seen=int(config['num_steps']) * int(config['batch_size']),
+    seed=int(config['seed']),
     task=str(subset['task']) if subset else '',
     overlap=float(subset['overlap']['value']) if subset else math.nan,
     selected=bool(subset) and subset['by'] in _TASK_SELECTIONS,
@@ -338,6 +344,7 @@ def _make_gap(
     scratch=scratch.mean,
     gap=difference,
     borrowed=not row.scratch.n,
+    pretraining_seed=training_set.seed,
     seeds=pretrained.seeds if difference.paired else (),
     values=tuple(values),
   )
@@ -427,6 +434,18 @@ def fit_seed_slopes(points: Sequence[Gap]) -> dict[int, float]:
   if line.num_levels < MIN_LEVELS:
     return {}
   return {seed: _fit_line(line.x, y) for seed, y in zip(line.seeds, line.y)}
+
+
+def fit_pretraining_slopes(points: Sequence[Gap]) -> dict[int, float]:
+  """Returns the slope of the mean gaps for each seed of pre-training that all levels have."""
+  num_levels = _make_line(points).num_levels
+  by_seed = runs.group_by(points, lambda point: point.pretraining_seed)
+  lines = {seed: _make_line(same_seed) for seed, same_seed in by_seed.items()}
+  return {
+    seed: _fit_line(line.x, line.y.mean(0))
+    for seed, line in lines.items()
+    if line.num_levels == num_levels >= MIN_LEVELS
+  }
 
 
 def _make_line(points: Sequence[Gap]) -> _Line:

@@ -405,4 +405,8 @@ def _check_same_arrays(subject: str, saved: dict[str, Any], targets: dict[str, A
   differences += [f'{k} is not part of this model' for k in actual if k not in expected]
   if differences:
     more = f'; and {len(differences) - 4} more' if len(differences) > 4 else ''
-    raise InputError(subject, '; '.join(differences[:4]) + more, 'use the recipe of the checkpoint')
+    raise InputError(
+      subject,
+      '; '.join(differences[:4]) + more,
+      'use the recipe of the checkpoint, and the version of minilm_jax that wrote it',
+    )

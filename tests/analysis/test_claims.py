@@ -127,7 +127,7 @@ def test_a_run_on_the_plateau_leaves_a_claim_undecided():
     for name, count in (('left', 100), ('stays', 40))
   }
   training_set = pretraining_gap.TrainingSet(
-    'left', '', '[{}, "abc"]', 10, 1000, 10, 500, '', math.nan, False, '', ''
+    'left', '', '[{}, "abc"]', 10, 1000, 10, 500, 0, '', math.nan, False, '', ''
   )
   sets = {name: dataclasses.replace(training_set, name=name) for name in curves}
   limits = claims.find_limits(sets, curves)
@@ -149,6 +149,47 @@ def test_the_slope_is_the_mean_over_seeds_with_students_interval(tmp_path: pathl
   assert (growth.value, growth.low, growth.high) == pytest.approx(
     (0.03, 0.03 - half, 0.03 + half), rel=1e-5
   )
+
+
+NOISE_OF_LARGE_SET = (0.02, -0.02, 0.01, -0.01)  # by seed of fine-tuning
+
+
+@pytest.mark.parametrize(
+  'changes, seeds_of, seeds, half',
+  [
+    # Student's t of two degrees, three runs, and of three degrees, four seeds
+    ((-0.03, 0.0, 0.03), 'pre-training', 3, 4.302653 * 0.03 / math.sqrt(3)),
+    ((-0.001, 0.0, 0.001), 'fine-tuning', 4, 3.182446 * np.std(NOISE_OF_LARGE_SET, ddof=1) / 2),
+  ],
+)
+def test_the_wider_interval_of_both_kinds_of_seeds_counts(
+  changes: tuple[float, ...], seeds_of: str, seeds: int, half: float, tmp_path: pathlib.Path
+):
+  """The gap of the larger set, and thus the growth, differs between three pre-training runs."""
+  for seed, change in enumerate(changes):
+    for rows, gap, noise in (
+      (1000, 0.05, (0.0,) * 4),
+      (4000, 0.10 + change, NOISE_OF_LARGE_SET),
+    ):
+      source = finish(write_subset_run(tmp_path / f'n{rows}-{seed}', rows, 6250, seed=seed))
+      values = [0.5 + gap + number for number in noise]
+      write_finetune_pair(tmp_path, source, values, [0.5] * 4, seeds=SEEDS)
+  verdicts = map_verdicts(tmp_path)
+  for claim, value, scale in ((1, 0.10, 1), (2, 0.025, 0.5)):  # two doublings between the sizes
+    verdict = verdicts[claim]
+    assert (verdict.seeds_of, verdict.seeds) == (seeds_of, seeds)
+    assert (verdict.value, verdict.low, verdict.high) == pytest.approx(
+      (value, value - scale * half, value + scale * half), rel=1e-5
+    )
+
+
+def test_runs_of_one_size_with_different_seeds_have_no_slope_by_pretraining(tmp_path: pathlib.Path):
+  """Seed 1 has one size, so seed 0 alone has a slope and seeds of fine-tuning count."""
+  for rows, seed, gap in ((1000, 0, 0.05), (4000, 0, 0.10), (4000, 1, 0.30)):
+    source = finish(write_subset_run(tmp_path / f'n{rows}-{seed}', rows, 6250, seed=seed))
+    write_finetune_pair(tmp_path, source, add_noise(0.5 + gap), [0.5] * 4, seeds=SEEDS)
+  growth = map_verdicts(tmp_path)[2]
+  assert growth.seeds_of == 'fine-tuning' and growth.value == pytest.approx((0.20 - 0.05) / 2)
 
 
 def test_growth_with_overlap_is_for_ten_points(tmp_path: pathlib.Path):

@@ -45,6 +45,7 @@ def make_training_set(name: str, model: dict[str, int]) -> TrainingSet:
     90,
     9,
     18,
+    0,
     '',
     math.nan,
     False,

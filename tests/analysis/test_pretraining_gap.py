@@ -244,6 +244,7 @@ def make_gap(tokens: int, values: list[float], **fields: Any) -> Gap:
     scratch=0.5,
     gap=Difference(mean, math.nan, math.nan, True),
     borrowed=False,
+    pretraining_seed=0,
     values=tuple(values),
     **all_fields,
   )

@@ -114,7 +114,7 @@ def _answer_claim(verdict: Verdict) -> Answer:
   number, notes = '', []
   if math.isfinite(verdict.value):
     interval = format_interval(verdict.value, verdict.low, verdict.high)
-    number = f'{interval.replace(" [", " points [")} (n = {verdict.seeds})'
+    number = f'{interval.replace(" [", " points [")} ({verdict.seeds} seeds of {verdict.seeds_of})'
     notes.append(f'Statistic: {verdict.statistic}.')
   if math.isfinite(verdict.latency):
     latency = format_interval(verdict.latency, verdict.latency_low, verdict.latency_high, '.2f')
@@ -302,11 +302,11 @@ CLAIM_FORMAT = TableFormat(
       'points [95% interval]',
       lambda verdict: format_interval(verdict.value, verdict.low, verdict.high),
     ),
-    ('seeds', lambda verdict: str(verdict.seeds)),
+    ('seeds', lambda verdict: f'{verdict.seeds} of {verdict.seeds_of}'),
     ('constant prediction', lambda verdict: str(verdict.collapsed)),
     ('tasks and runs', lambda verdict: verdict.of or NONE),
   ),
-  'Points of the headline score, paired by seed of fine-tuning.',
+  'Points of the headline score, paired by seed of fine-tuning. Intervals are over the seeds in the table.',
   (
     'The rules are preregistered in configs/paper2_data_sizes.py.',
     'Constant prediction: number of members that predict a single class; the scores include them.',
