@@ -12,7 +12,7 @@ Compare pre-trained models with models from scratch by `configs/glue.py`, becaus
 differ.
 """
 
-from configs import base
+from configs import base, paper2_tasks
 
 # The tasks of GLUE: `configs/paper1_tasks.py:all`.
 RUNS = ('cola', 'sst2', 'mrpc', 'qqp', 'stsb', 'mnli', 'qnli', 'rte', 'wnli')
@@ -22,6 +22,8 @@ def get_config(task='cola'):
   """Returns the recipe of a task."""
   config = base.finetune()
   config.task.name = task
+  if task in paper2_tasks.TASKS:
+    config.task.split = 'test'  # topics have no validation split
   config.optimizer.update(
     learning_rate=2e-4, schedule='linear', warmup_fraction=0.0, weight_decay=0.0
   )

@@ -214,6 +214,9 @@ def test_glue_selects_the_rate_on_held_out_examples():
   assert (config.task.name, config.epochs, config.optimizer.schedule) == ('rte', 5, 'linear')
   assert config.learning_rates == (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
   assert (config.validation_fraction, config.head.pooling) == (0.1, 'mean')
+  # The data sets of topics have no validation split.
+  for name, split in (('rte', 'validation'), ('ag_news', 'test'), ('dbpedia_14', 'test')):
+    assert glue.get_config(name).task.split == split
 
 
 def test_glue_has_nine_tasks():
