@@ -5,6 +5,7 @@ configs/examples/own_encoder.py trains it; minilm_jax/model/custom.py describes 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from minilm_jax.model.layers import apply_dropout, split_key
@@ -13,8 +14,8 @@ from minilm_jax.model.layers import apply_dropout, split_key
 def rotate(x):  # [B L H dim]
   """Rotates pairs of features by angles proportional to the position."""
   length, half = x.shape[1], x.shape[-1] // 2
-  angle = jnp.arange(length)[:, None] * 1e4 ** (-jnp.arange(half) / half)[None]
-  cos, sin = jnp.cos(angle)[None, :, None], jnp.sin(angle)[None, :, None]
+  angle = (np.arange(length)[:, None] * 1e4 ** (-np.arange(half) / half))[None, :, None]
+  cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))  # constants of the program
   a, b = x[..., :half], x[..., half:]
   return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1).astype(x.dtype)
 

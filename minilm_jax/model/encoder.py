@@ -57,15 +57,20 @@ class ShortConvolution(nnx.Module):
     return (x + sum(taps, self.bias[...].reshape(1, 1, -1))).astype(x.dtype)
 
 
-def _compute_angles(length: int, half: int) -> Float[Array, 'L half']:
-  return jnp.arange(length)[:, None] * _MAX_PERIOD ** (-jnp.arange(half) / half)[None]
+def _compute_angles(length: int, half: int) -> Float[np.ndarray, 'L half']:
+  """Returns the angles of rotary and sinusoidal positions.
+
+  Sines and cosines of NumPy are constants of the program. Those of JAX would be computed again for
+  each row and head of a batch, by scalar instructions on a CPU.
+  """
+  return np.arange(length)[:, None] * _MAX_PERIOD ** (-np.arange(half) / half)
 
 
 def _rotate(x: Float[Array, 'B L H dim']) -> Float[Array, 'B L H dim']:
   """Applies rotary positions: rotates each pair of features by an angle that grows with position."""
   half = x.shape[-1] // 2
-  angles = _compute_angles(x.shape[1], half)
-  cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]
+  angles = _compute_angles(x.shape[1], half)[None, :, None]
+  cos, sin = np.float32(np.cos(angles)), np.float32(np.sin(angles))
   first, second = x[..., :half], x[..., half:]
   return jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1).astype(
     x.dtype
@@ -79,8 +84,8 @@ def _build_sinusoids(length: int, width: int) -> Float[Array, 'L E']:
   encoder start at 0.02 N(0, 1), so a factor of 0.02 keeps the proportion.
   """
   angles = _compute_angles(length, width // 2)
-  pairs = jnp.stack([jnp.sin(angles), jnp.cos(angles)], axis=-1)
-  return _SINUSOID_SCALE * pairs.reshape(length, width)
+  pairs = np.stack([np.sin(angles), np.cos(angles)], axis=-1)
+  return jnp.asarray(_SINUSOID_SCALE * pairs.reshape(length, width), jnp.float32)
 
 
 class Embedding(nnx.Module):
