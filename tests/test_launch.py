@@ -280,7 +280,10 @@ STUDIES = {
 def test_the_commands_of_a_study_parse(fake_program, tmp_path: pathlib.Path, script: str):
   record, out = fake_program('minilm'), str(tmp_path / 'an out')
   fake_program('python')
-  first_flag, paths, expected = STUDIES[script]
+  first_flag, names, expected = STUDIES[script]
+  paths = [str(tmp_path / name) for name in names]
+  for path in paths[1:]:
+    pathlib.Path(path).touch()
   assert launch(tmp_path, script, *paths, out, MINILM_VENV=str(tmp_path)).returncode == 0
   for name, *arguments in read_calls(record):
     _, parsed, _ = flags.parse_arguments(name, commands.COMMANDS[name], arguments)
@@ -290,6 +293,17 @@ def test_the_commands_of_a_study_parse(fake_program, tmp_path: pathlib.Path, scr
   assert [name for name in names if name not in training] == expected
   assert f'{first_flag}={paths[0]}' in read_calls(record)[0]
   assert_refused(launch(tmp_path, script, 'one'), '1 arguments')
+
+
+def test_the_study_of_paper_2_refuses_missing_tasks_before_it_starts(
+  fake_program, tmp_path: pathlib.Path
+):
+  record = fake_program('minilm')
+  result = launch(
+    tmp_path, 'paper2.sh', 'text', str(LAUNCH), str(LAUNCH), str(tmp_path / 'no.json')
+  )
+  assert_refused(result, 'no.json')
+  assert not record.exists()
 
 
 def test_hours_set_the_budget_of_the_study_of_paper_1(fake_program, tmp_path: pathlib.Path):
@@ -305,7 +319,7 @@ def test_hours_set_the_budget_of_the_study_of_paper_1(fake_program, tmp_path: pa
 
 def test_hours_set_the_budget_of_the_study_of_paper_2(fake_program, tmp_path: pathlib.Path):
   record, _ = fake_program('minilm'), fake_program('python')
-  paths = ('paper2.sh', 'text@line', 'ag', 'dbpedia', 'fewrel.json', str(tmp_path / 'out'))
+  paths = ('paper2.sh', 'text@line', *[str(LAUNCH)] * 3, str(tmp_path / 'out'))
   assert launch(tmp_path, *paths, '3', MINILM_VENV=str(tmp_path)).returncode == 0
   calls = read_calls(record)
   sweep = next(call for call in calls if call[0] == 'sweep')
