@@ -74,7 +74,10 @@ create() {
 install() {
   local archive status=0
   archive=$(mktemp --suffix=.tar.gz)
-  run tar -czf "$archive" -C "$root" --exclude=.git --exclude=.venv --exclude=runs --exclude=corpora .
+  # Ignored files are large, and others may change while tar reads them.
+  local pattern ignored=()
+  while read -r pattern; do ignored+=("--exclude=${pattern%/}"); done <"$root/.gitignore"
+  run tar -czf "$archive" -C "$root" --exclude=.git "${ignored[@]}" .
   run gcloud compute tpus tpu-vm scp "$archive" "$name:$folder.tar.gz" "${location[@]}" --worker=all &&
     run_on all "rm -rf $folder && mkdir $folder && tar -xzf $folder.tar.gz -C $folder && cd $folder &&" \
       'source launch/environment.sh && install_minilm tpu' || status=$?

@@ -141,6 +141,8 @@ def test_a_dry_run_only_prints_commands(fake_program, tmp_path: pathlib.Path):
   lines = [shlex.split(line) for line in result.stdout.splitlines()]
   programs = [line[4] if line[0] == 'gcloud' else line[0] for line in lines]
   assert programs == ['create', 'tar', 'scp', 'ssh', 'ssh', 'delete']
+  excluded = {word.removeprefix('--exclude=') for word in lines[1] if word.startswith('--exclude=')}
+  assert excluded >= {'.git', '.venv', '.cache', '.hypothesis', 'runs', 'corpora', '__pycache__'}
 
 
 @pytest.mark.parametrize(
