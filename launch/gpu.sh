@@ -8,11 +8,6 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-refuse() {
-  printf 'asked: %s\nfound: %s\nto do: %s\n' "$1" "$2" "$3" >&2
-  exit 2
-}
-
 dry_run=''
 if [[ ${1:-} == --dry_run ]]; then dry_run=yes && shift; fi
 peers=''

@@ -7,16 +7,13 @@
 # training, default 8; compiling and evaluating come on top. An hour has 90 seconds of pre-training a model and
 # 400 training examples a task, so fewer hours detect larger effects only. Reports have the intervals.
 set -euo pipefail
-fail() {
-  printf '%s\n' "asked: the study of paper 1" "found: $1" "to do: $2; see the comment in launch/paper1.sh" >&2
-  exit 2
-}
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+fail() { refuse "the study of paper 1" "$1" "$2; see the comment in launch/paper1.sh"; }
 (($# == 2 || $# == 3 || $# == 4)) || fail "$# arguments" "give CORPUS TFDS [FOLDER [HOURS]]"
 corpus=$1 tfds=$2 out=${3:-runs/paper1} hours=${4:-8}
 [[ $hours =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "'$hours' hours" "give a number such as 8"
 read -r seconds examples < <(awk "BEGIN {printf \"%.0f %.0f\\n\", 90 * $hours, 400 * $hours}")
 ((examples >= 40)) || fail "$hours hours, which give $examples training examples a task" "give at least 0.1 hours"
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_minilm data
 
 minilm() { "$venv/bin/minilm" "$@" </dev/null; }

@@ -8,10 +8,8 @@
 # 1,667 articles an hour, the smallest a sixteenth of it; labelled examples and updates of committees are in proportion.
 # All sets of claims 1 to 3 have 50 epochs, so fewer hours detect larger effects only. The report has the intervals.
 set -euo pipefail
-fail() {
-  printf '%s\n' "asked: the study of paper 2" "found: $1" "to do: $2; see the comment in launch/paper2.sh" >&2
-  exit 2
-}
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+fail() { refuse "the study of paper 2" "$1" "$2; see the comment in launch/paper2.sh"; }
 (($# >= 4 && $# <= 6)) || fail "$# arguments" "give TEXT AG_NEWS DBPEDIA FEWREL [FOLDER [HOURS]]"
 text=$1 ag_news=$2 dbpedia=$3 fewrel=$4 out=${5:-runs/paper2} hours=${6:-6}
 [[ $hours =~ ^[0-9]+(\.[0-9]+)?$ ]] || fail "'$hours' hours" "give a number such as 6"
@@ -22,7 +20,6 @@ done
 read -r smallest examples updates < <(awk "BEGIN {h = $hours; printf \"%d %d %d\n\", 625 * h / 6, 250 * h / 6, 1000 * h / 6}")
 ((smallest >= 64)) || fail "$hours hours, which give $smallest articles in the smallest set" "give at least 0.7 hours"
 middle=$((4 * smallest)) largest=$((16 * smallest))
-source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 install_minilm ''
 sizes=$root/configs/paper2_data_sizes.py models=$root/configs/paper2_models.py
 

@@ -8,18 +8,11 @@
 # take an estimated two to five times as long. FLAGS: flags for all pre-training runs. These flags give a short trial:
 #   --config.num_steps=40 --config.log.every=10 --config.eval.every=10 --config.eval.rows=32
 set -euo pipefail
-if (($# < 2)); then
-  printf '%s\n' "asked: the study of the plateau" "found: $# arguments" \
-    "to do: give CORPUS TFDS [FOLDER [SEEDS [FLAGS]]]; see the comment in launch/plateau.sh" >&2
-  exit 2
-fi
-corpus=$1 tfds=$2 out=${3:-runs/plateau} seeds=${4:-4} flags=("${@:5}")
-if [[ ! $seeds =~ ^[1-9][0-9]*$ ]]; then
-  printf '%s\n' "asked: the study of the plateau" "found: '$seeds' seeds" \
-    "to do: give a number from 1 before the flags; see the comment in launch/plateau.sh" >&2
-  exit 2
-fi
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+fail() { refuse "the study of the plateau" "$1" "$2; see the comment in launch/plateau.sh"; }
+(($# >= 2)) || fail "$# arguments" "give CORPUS TFDS [FOLDER [SEEDS [FLAGS]]]"
+corpus=$1 tfds=$2 out=${3:-runs/plateau} seeds=${4:-4} flags=("${@:5}")
+[[ $seeds =~ ^[1-9][0-9]*$ ]] || fail "'$seeds' seeds" "give a number from 1 before the flags"
 install_minilm data
 ablations=$root/configs/plateau_ablations.py glue=$root/configs/paper1_tasks.py
 small=e32-h32-f64-a8-l1 middle=e64-h64-f256-a8-l2

@@ -13,6 +13,7 @@
 #   --type=v5litepod-8  --runtime=v2-alpha-tpuv5-lite  --project=P  --spot  --worker=0
 # --dry_run prints the quoted commands without running them.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 name='' zone='' type=v5litepod-8 runtime=v2-alpha-tpuv5-lite worker=0 dry_run='' project=() spot=()
 while [[ ${1:-} == --* ]]; do
@@ -31,14 +32,8 @@ while [[ ${1:-} == --* ]]; do
 done
 action=${1:-}
 [[ $# -eq 0 ]] || shift
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 location=(--zone="$zone" ${project[@]+"${project[@]}"})
 readonly folder=minilm_jax log=minilm.log status_file=minilm.status
-
-refuse() {
-  printf 'asked: %s\nfound: %s\nto do: %s\n' "$1" "$2" "$3" >&2
-  exit 2
-}
 
 run() {
   if [[ $dry_run ]]; then printf '%q ' "$@" && echo; else "$@"; fi

@@ -34,13 +34,16 @@ def run_commands(page: pathlib.Path) -> None:
 
 @pytest.fixture(scope='module')
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-  """A folder in which the quick commands of the README ran with a tenth of the updates, on one device."""
+  """A folder in which the quick commands of the README have run.
+
+  Pre-training has a tenth of the updates and one device.
+  """
   folder = tmp_path_factory.mktemp('docs')
   shutil.copytree(ROOT / 'configs', folder / 'configs')
   tiny = folder / 'configs' / 'tiny.py'
   recipe = tiny.read_text(encoding='utf-8')
   for setting, shorter in (
-    ('num_steps = 600', 'num_steps, config.mesh.data = 60, 1'),
+    ('config.num_steps = 600', 'config.num_steps = 60\n  config.mesh.data = 1'),
     ('every = 100', 'every = 20'),
   ):
     assert setting in recipe

@@ -322,7 +322,6 @@ def _decide(
       the interval lies below the second bound.
     by_pretraining: the same numbers by seed of pre-training. They count if their interval is wider.
   """
-  with_seeds = {name: by_seed for name, by_seed in numbers.items() if by_seed}
   values, seeds_of = _average_values(numbers), FINETUNING
   low, high = metrics.confidence_interval(values)
   pretraining_values = _average_values(by_pretraining or {})
@@ -358,7 +357,7 @@ def _decide(
     seeds=len(values),
     seeds_of=seeds_of,
     collapsed=collapsed,
-    of='; '.join(with_seeds),
+    of='; '.join(name for name, by_seed in numbers.items() if by_seed),
     missing=missing,
     detectable=metrics.smallest_detectable_effect(values),
     limits='; '.join(limits),
