@@ -5,7 +5,6 @@ environment variables for that must be set before JAX is imported. Implicit rank
 error.
 """
 
-import contextlib
 import fcntl
 import os
 import pathlib
@@ -20,9 +19,17 @@ if 'jax' in sys.modules:
     'disable the pytest plugin that imports jax'
   )
 os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = (
-  f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'.strip()
+# Most tests compile a program and run it once. These flags divide the time of compilation by ten:
+# LLVM does not optimize, XLA writes the older form of fused loops, and a program is one module.
+# tests/golden also compiles with the defaults of users.
+XLA_FLAGS = (
+  '--xla_force_host_platform_device_count=8',
+  '--xla_backend_optimization_level=0',
+  '--xla_llvm_disable_expensive_passes=true',
+  '--xla_cpu_use_fusion_emitters=false',
+  '--xla_cpu_parallel_codegen_split_count=1',
 )
+os.environ['XLA_FLAGS'] = ' '.join((os.environ.get('XLA_FLAGS', ''), *XLA_FLAGS)).strip()
 
 # A shell starts background processes with SIGINT ignored, and nohup ignores SIGHUP. Tests of signals
 # need the defaults.
@@ -74,35 +81,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
   for item in items:
     if 'slow' in item.keywords:
       item.add_marker(pytest.mark.skip(reason='slow: add --all to run it'))
-
-
-@pytest.fixture(scope='module')
-def fast_compile() -> Iterator[None]:
-  """Compiles with little optimization in the tests of a module, and clears cached programs.
-
-  A module requests it with `pytestmark = pytest.mark.usefixtures('fast_compile')`.
-  """
-  with disable_optimizations():
-    yield
-
-
-@contextlib.contextmanager
-def disable_optimizations() -> Iterator[None]:
-  """Compiles with little optimization, and clears cached programs before and afterwards."""
-  from minilm_jax.tasks import classifier, finetune_step
-
-  def clear() -> None:
-    finetune_step.build_finetune_program.cache_clear()
-    classifier.build_forward.cache_clear()
-
-  old = jax.config.read('jax_disable_most_optimizations')
-  clear()
-  jax.config.update('jax_disable_most_optimizations', True)
-  try:
-    yield
-  finally:
-    jax.config.update('jax_disable_most_optimizations', old)
-    clear()
 
 
 @pytest.fixture(scope='session')
@@ -188,13 +166,9 @@ def tiny_run(
   config.checkpoint.every, config.log.every, config.mesh.data = 4, 2, 1
   resolved = recipe.resolve(config, 'pretrain')
 
-  def train(folder: pathlib.Path) -> None:
-    with disable_optimizations():
-      run.pretrain(resolved, folder)
-
   # Each process has a copy, because commands lock the run.
-  folder = tmp_path_factory.mktemp('runs') / 'tiny'
-  return shutil.copytree(build_once('tiny', train), folder)
+  run_folder = build_once('tiny', lambda folder: run.pretrain(resolved, folder))
+  return shutil.copytree(run_folder, tmp_path_factory.mktemp('runs') / 'tiny')
 
 
 @pytest.fixture(scope='session')

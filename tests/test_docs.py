@@ -15,8 +15,6 @@ BLOCK = re.compile(r'^(<!-- quick -->\n)?```sh\n(.*?)^```$', re.M | re.S)
 BRACKETS = re.compile(r'\[.+?\]\((?!https?:)([^)#]+)')
 NAMES = {page: str(page.relative_to(ROOT)) for page in PAGES}
 
-pytestmark = pytest.mark.usefixtures('fast_compile')
-
 
 def find_commands(page: pathlib.Path, quick: bool = False) -> list[list[str]]:
   """Returns the words of each command in the `sh` blocks of a page, or in its quick blocks."""

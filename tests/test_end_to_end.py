@@ -60,7 +60,7 @@ def test_the_tiny_recipe_beats_the_plateau(tmp_path: pathlib.Path, monkeypatch, 
   assert steps == [100, 200, 300, 400, 500, 600]
 
 
-def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys, fast_compile):
+def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
   runs = tmp_path / 'runs'
   tiny = runs / 'tiny'
@@ -188,7 +188,7 @@ def test_nothing_listens_and_no_secret_is_stored(tiny_corpus: pathlib.Path, tmp_
       *small,
     ],
     cwd=ROOT,
-    env=os.environ | secrets | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'},
+    env=os.environ | secrets,
     capture_output=True,
     text=True,
     check=False,

@@ -32,9 +32,6 @@ SMALL = {
 }
 
 
-pytestmark = pytest.mark.usefixtures('fast_compile')
-
-
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.stem)
 def test_an_example_is_short_and_its_commands_parse(path: pathlib.Path, monkeypatch):
   monkeypatch.chdir(ROOT)

@@ -17,8 +17,6 @@ from minilm_jax.data.rows import Corpus
 from minilm_jax.training import batches, program
 from tests.tiny_config import make_run_config
 
-pytestmark = pytest.mark.usefixtures('fast_compile')
-
 LIMITS = {int: (0, 1, 2**24, 2**53 - 1), float: (0.0, 5e-324, 1.0, 1e300)}
 # Groups of fields that the program of a step does not read.
 OUTSIDE_STEP = ('checkpoint.', 'log.', 'eval.', 'subset.')

@@ -7,7 +7,7 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.core.recipe import load
 
 
-def test_the_functions_run_every_stage(tmp_path, fast_compile, caplog):
+def test_the_functions_run_every_stage(tmp_path, caplog):
   corpus = minilm_jax.build_corpus(
     'configs/microworld.py:corpus', tmp_path / 'corpus', {'documents.sources': 'microworld:1500'}
   )

@@ -10,7 +10,6 @@ import numpy as np
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.model import heads
 from minilm_jax.model.initialization import path_name
-from tests import fast_jit
 
 SMALL = EncoderConfig(
   vocab_size=50,
@@ -54,8 +53,8 @@ def compute_logits(model: heads.MaskedLanguageModel, tokens: jax.Array) -> jax.A
   return model(tokens, tokens != 1, positions)
 
 
-logits = fast_jit.jit(compute_logits)
-encode = fast_jit.jit(lambda model, tokens, mask: model(tokens, mask))
+logits = jax.jit(compute_logits)
+encode = jax.jit(lambda model, tokens, mask: model(tokens, mask))
 
 
 def draw_tokens(rows: int, length: int, seed: int = 0) -> jax.Array:

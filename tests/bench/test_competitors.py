@@ -16,7 +16,6 @@ from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.model import flops, heads
 from minilm_jax.model.initialization import path_name
-from tests import fast_jit
 
 TINY = {
   'batch_size': 4,
@@ -74,9 +73,7 @@ def test_logits_of_equal_weights_are_equal(fused: bool, pytorch):
   model.load_state_dict(state)
   tokens = make_rows(3).astype(np.int64)
   positions = np.random.default_rng(1).integers(0, 20, (3, 4))
-  expected = fast_jit.jit(lambda *inputs: ours(*inputs))(
-    tokens, jnp.ones(tokens.shape, bool), positions
-  )
+  expected = jax.jit(lambda *inputs: ours(*inputs))(tokens, jnp.ones(tokens.shape, bool), positions)
   with torch.no_grad():
     everywhere = model(torch.from_numpy(tokens))
     logits = model(torch.from_numpy(tokens), torch.from_numpy(positions))

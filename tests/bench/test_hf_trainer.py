@@ -13,7 +13,6 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data import tokenizer
 from minilm_jax.tasks import finetune_step
-from tests import fast_jit
 from tests.roberta_config import load_classifier
 
 SHAPE = EncoderConfig(
@@ -102,7 +101,7 @@ def test_model_and_loss_equal_ours(classes: int, hf_trainer):
   kind = 'classification' if classes else 'regression'
   rows, labels = jnp.asarray(ROWS), jnp.asarray(labels, jnp.int32 if classes else jnp.float32)
   expected = (
-    fast_jit.jit(
+    jax.jit(
       lambda model: finetune_step.sum_losses(
         model, rows, rows != tokenizer.PAD_ID, labels, None, kind
       )

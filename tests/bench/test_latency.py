@@ -18,7 +18,6 @@ from minilm_jax.core import files, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.model.heads import init_classifier
-from tests.fast_jit import jit
 
 SIZE, HEADS = 2, 3
 NAMES = [
@@ -50,9 +49,6 @@ def make_config(**changes: object) -> RunConfig:
 
 CONFIGS = {'shallow': make_config(), 'deep': make_config(**{'model.num_layers': 2})}
 SHALLOW = CONFIGS['shallow'].model
-
-
-pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.fixture(scope='module')
@@ -109,7 +105,7 @@ def test_rows_have_times_depths_and_sizes(result: dict):
 def test_all_committees_predict_the_mean_of_the_members(variants: dict[str, Any]):
   tokens = latency.make_rows(SHALLOW, 2)
 
-  @jit
+  @jax.jit
   def predict_members(seeds: jax.Array) -> jax.Array:
     def predict_member(seed: jax.Array) -> jax.Array:
       member = init_classifier(SHALLOW, latency._HEAD, latency.CLASSES, jax.random.key(seed))

@@ -443,9 +443,8 @@ def test_a_signal_ends_training_after_a_checkpoint(
     '--config.model.num_layers=1',
     '--config.mesh.data=1',
   ]
-  environment = os.environ | {'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
   with subprocess.Popen(
-    command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   ) as process:
     deadline = time.monotonic() + 240
     log = workdir / 'metrics.jsonl'
@@ -485,7 +484,7 @@ def test_a_signal_ends_other_commands_with_its_status(
       signal.signal(name, handler)
 
 
-def test_standard_output_contains_json_only(tiny_run: pathlib.Path, capsys, fast_compile):
+def test_standard_output_contains_json_only(tiny_run: pathlib.Path, capsys):
   status, out, _ = call_main(['evaluate', f'--checkpoint={tiny_run}', '--split=test'], capsys)
   assert status == 0 and json.loads(out)['split'] == 'test'
   guess = ['fill-mask', '--checkpoint', str(tiny_run), '--text=the <mask> .', '--best=2']

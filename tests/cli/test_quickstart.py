@@ -113,7 +113,7 @@ def small_recipes() -> dict[str, Any]:
   return recipes
 
 
-def test_all_stages_run_once(tmp_path: pathlib.Path, capsys, fast_compile):
+def test_all_stages_run_once(tmp_path: pathlib.Path, capsys):
   workdir = quickstart.epath.Path(tmp_path)
   paths = quickstart.run_stages(small_recipes(), workdir)
   out = capsys.readouterr().out

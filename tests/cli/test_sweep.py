@@ -18,7 +18,7 @@ from tests.tiny_config import UPDATES, make_run_config
 
 
 @pytest.fixture(scope='module', autouse=True)
-def share_programs(fast_compile: None) -> Any:
+def share_programs() -> Any:
   """Lets points of one recipe share their compiled programs."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(run, 'build_program', functools.cache(program.build_program))

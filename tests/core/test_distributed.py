@@ -77,10 +77,8 @@ class Processes:
 
   def __init__(self, folder: pathlib.Path):
     self.folder, self.children, self.flags = folder, [], ()
-    base_environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
-    self.environment = base_environment | {
-      'JAX_NUM_CPU_DEVICES': '2',
-      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+    self.environment = os.environ | {
+      'XLA_FLAGS': re.sub(r'(?<=device_count=)8', '2', os.environ['XLA_FLAGS']),
       'JAX_COMPILATION_CACHE_DIR': str(folder.parent / 'compiled'),
       'PYTHONPATH': str(ROOT),
     }
@@ -182,9 +180,7 @@ def share_programs() -> Any:
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(run, 'build_program', functools.cache(program.build_program))
     patch.setattr(pretrain, 'compile_chunk', lambda program, rows: program.chunk)
-    jax.config.update('jax_disable_most_optimizations', True)
     yield
-  jax.config.update('jax_disable_most_optimizations', False)
 
 
 @pytest.fixture(scope='module')

@@ -17,9 +17,7 @@ from minilm_jax.data import corpus
 from minilm_jax.evaluation import attention, ngram_baselines
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.training import pretrained, run
-from tests import fast_jit, tiny_config
-
-pytestmark = pytest.mark.usefixtures('fast_compile')
+from tests import tiny_config
 
 
 @pytest.fixture(scope='module')
@@ -43,7 +41,7 @@ def test_shares_are_means_over_the_queries_of_a_split(
   """Expected values are from loops over positions, for several batches with pads."""
   batch = ngram_baselines.mask_split(corpus.load_split(tiny_corpus, 'validation'))
   model = pretrained.load(tiny_run).model
-  (shares,) = fast_jit.jit(Encoder.attention_weights)(model.encoder, batch.tokens, batch.mask)
+  (shares,) = jax.jit(Encoder.attention_weights)(model.encoder, batch.tokens, batch.mask)
   assert len(batch.tokens) > attention._ROWS_PER_BATCH and not batch.mask.all()
   sums, counts = np.zeros((2, 2, len(attention.PARTS))), np.zeros(2)
   for row, weights in zip(batch.tokens, np.asarray(shares), strict=True):

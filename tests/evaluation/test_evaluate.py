@@ -12,8 +12,6 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data import build
 from minilm_jax.evaluation import evaluate
 
-pytestmark = pytest.mark.usefixtures('fast_compile')
-
 
 def build_other_corpus(folder: Path, **changes: object) -> str:
   config = tiny.get_config('corpus')

@@ -34,7 +34,6 @@ from minilm_jax.tasks import classifier, committee, committee_scores
 from minilm_jax.training import checkpoint, pretrained
 from tests import fake_classifiers, fake_hf_folders
 
-pytestmark = pytest.mark.usefixtures('fast_compile')
 TEXTS = [
   'the dog sleeps near the tree .',
   '',
@@ -59,9 +58,7 @@ def model(tiny_run: Path) -> LanguageModel:
 
 
 @pytest.fixture(scope='module')
-def classifiers(
-  fast_compile: None, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def classifiers(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
   """Returns a folder with the classifiers of CARDS, and `together`, a committee of three."""
   folder = tmp_path_factory.mktemp('inference')
   tokenizer = load_tokenizer(tiny_corpus / 'tokenizer.model')

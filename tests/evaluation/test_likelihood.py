@@ -18,7 +18,6 @@ from minilm_jax.evaluation import likelihood
 from minilm_jax.model import cross_entropy
 from minilm_jax.model.heads import MaskedLanguageModel
 from minilm_jax.training import pretrained, sharding
-from tests import fast_jit
 
 BEGIN, PAD, END = tokenizer.BEGIN_ID, tokenizer.PAD_ID, tokenizer.END_ID
 TEXTS = (
@@ -240,7 +239,7 @@ def test_bits_equal_the_log_softmax_of_masked_tokens(scored_rows, mesh):
   numbers = likelihood.number_words(rows, starts)
   masked = likelihood.mask_words(numbers, 0.15, 0)
   positions = jnp.tile(jnp.arange(rows.shape[1]), (len(rows), 1))
-  logits = fast_jit.jit(lambda model, tokens: model(tokens, tokens != PAD, positions))(
+  logits = jax.jit(lambda model, tokens: model(tokens, tokens != PAD, positions))(
     model, jnp.where(masked, MASK_ID, rows)
   )
   logs = np.take_along_axis(

@@ -23,7 +23,6 @@ from minilm_jax.data import corpus
 from minilm_jax.evaluation import ngram_baselines, ngrams
 from minilm_jax.model.heads import init_masked_language_model
 from minilm_jax.training import train_step
-from tests import fast_jit
 from tests.ngram_cases import CANDIDATES, VOCABULARY, count_by_dictionary, draw_rows
 
 ORDER = ('unigram', 'left', 'right', 'mixture', 'product', 'both', 'trigram')
@@ -69,7 +68,7 @@ def test_the_unigram_loss_equals_the_evaluation_of_a_bias(result: dict, tiny_cor
   shapes = jax.eval_shape(lambda: init_masked_language_model(config.model, jax.random.key(0)))
   model = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
   model.output.bias[...] = jnp.log(jnp.asarray(shares, jnp.float32))
-  evaluate = fast_jit.jit(
+  evaluate = jax.jit(
     lambda model, split: train_step.eval_step(
       model, split, jnp.int32(0), split.rows, split.rows, jax.devices()[0]
     )

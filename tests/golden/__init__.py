@@ -17,16 +17,23 @@ from minilm_jax.core.config import MeshConfig
 from minilm_jax.data import tokenizer
 from minilm_jax.data.rows import Corpus
 from minilm_jax.training import checkpoint, population, sharding, train_step
-from tests import fast_jit
 
 FILE = pathlib.Path(__file__).parent / 'steps.json'
 COMMAND = 'python -m tests.golden'
+# The defaults of XLA, which the flags of conftest.py replace in all other tests.
+DEFAULT_OPTIONS = {
+  'xla_backend_optimization_level': 3,
+  'xla_llvm_disable_expensive_passes': False,
+  'xla_cpu_use_fusion_emitters': True,
+  'xla_cpu_parallel_codegen_split_count': 32,
+}
 
 
-def measure() -> dict[str, Any]:
+def measure(options: dict[str, Any] | None = None) -> dict[str, Any]:
   """Returns the losses of three steps, and the norms of the weight matrices afterwards.
 
-  The numbers depend on rows, masks, dropout, loss, gradients and updates.
+  The numbers depend on rows, masks, dropout, loss, gradients and updates. `options` go to the
+  compiler.
   """
   values = tiny.get_config()
   values.update(batch_size=4, num_steps=3)
@@ -52,9 +59,9 @@ def measure() -> dict[str, Any]:
   def member_step(state: train_step.TrainState) -> Any:
     return train_step.train_step(state, settings, corpus, layout, config, jax.devices()[0])[:2]
 
-  step = fast_jit.jit(population.map_over_members(member_step, mesh, 'single'))
+  step = jax.jit(population.map_over_members(member_step, mesh, 'single'), compiler_options=options)
   init = lambda: train_step.init_state(0, config)
-  state, sums = fast_jit.jit(init, out_shardings=sharding.replicated(mesh))(), []
+  state, sums = jax.jit(init, out_shardings=sharding.replicated(mesh))(), []
   for _ in range(3):
     state, step_sums = step(state)
     sums.append({name: float(step_sums[name]) for name in ('loss', 'masked')})

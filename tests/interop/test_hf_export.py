@@ -22,9 +22,6 @@ from tests import fake_classifiers
 TEXTS = ('The dog sleeps .', 'a <mask> and 😀 </s>', 'the bad pig eats the red hen and sleeps ' * 6)
 
 
-pytestmark = pytest.mark.usefixtures('fast_compile')
-
-
 @pytest.fixture(scope='module')
 def hf_export():
   for name in ('torch', 'transformers', 'safetensors'):

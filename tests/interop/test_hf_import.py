@@ -24,7 +24,7 @@ from minilm_jax.model import heads
 from minilm_jax.tasks import task_data
 from minilm_jax.tasks.examples import Examples
 from minilm_jax.training import checkpoint, pretrained
-from tests import fake_hf_folders, fast_jit
+from tests import fake_hf_folders
 
 LINES = [
   'the dog sleeps near the tree .',
@@ -129,7 +129,7 @@ def encode(workdir: pathlib.Path, tokens: np.ndarray) -> np.ndarray:
   )
   encoder = checkpoint.restore_part(workdir, shapes, 'model.encoder')
   return np.asarray(
-    fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(encoder, jnp.asarray(tokens))
+    jax.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(encoder, jnp.asarray(tokens))
   )
 
 
@@ -205,7 +205,7 @@ def test_vectors_and_logits_equal_those_of_transformers(
   positions = jnp.broadcast_to(jnp.arange(30), tokens.shape)
   model = pretrained.load(tmp_path / 'run').model
   result = np.asarray(
-    fast_jit.jit(lambda model, x: model(x, x != PAD_ID, positions))(model, jnp.asarray(tokens))
+    jax.jit(lambda model, x: model(x, x != PAD_ID, positions))(model, jnp.asarray(tokens))
   )
   np.testing.assert_allclose(result[real], expected[real][:, order], atol=1e-4)
 

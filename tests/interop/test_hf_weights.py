@@ -21,7 +21,6 @@ from minilm_jax.model import heads
 from minilm_jax.model.initialization import path_name
 from minilm_jax.tasks import finetune_step
 from minilm_jax.training import optimizer
-from tests import fast_jit
 from tests.roberta_config import CLASSES, HEAD, SMALL, draw_rows, load_classifier
 
 LABELS = ('a', 'b', 'c')
@@ -160,7 +159,7 @@ def test_an_imported_classifier_has_equal_logits(padded: bool, transformers):
   hf_model = make_roberta(transformers, 'RobertaForSequenceClassification')
   rows = draw_rows(6, padded)
   model = load_classifier(to_arrays(hf_model))
-  result = fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(model, rows)
+  result = jax.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(model, rows)
   np.testing.assert_allclose(result, compute_hf_logits(hf_model, rows), atol=1e-5)
 
 
@@ -169,7 +168,7 @@ def test_an_imported_regression_has_equal_values(transformers):
   rows = draw_rows(4, padded=True)
   model = load_classifier(to_arrays(hf_model), classes=0)
   assert isinstance(model, heads.Regressor)
-  result = fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(model, rows)
+  result = jax.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(model, rows)
   np.testing.assert_allclose(result, compute_hf_logits(hf_model, rows), atol=1e-5)
 
 
@@ -181,7 +180,7 @@ def test_an_imported_masked_language_model_has_equal_logits(padded: bool, tied: 
   model = load_masked_language_model(to_arrays(hf_model), dataclasses.replace(SMALL, tied=tied))
   positions = jnp.broadcast_to(jnp.arange(SMALL.max_length), rows.shape)
   result = np.asarray(
-    fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID, positions))(model, rows)
+    jax.jit(lambda model, x: model(x, x != tokenizer.PAD_ID, positions))(model, rows)
   )
   real = rows != tokenizer.PAD_ID
   np.testing.assert_allclose(result[real], compute_hf_logits(hf_model, rows)[real], atol=1e-5)
@@ -233,7 +232,7 @@ def test_fine_tuning_has_equal_losses(transformers):
   )
   transform = optimizer.build_optimizer(config, updates, model)
 
-  @fast_jit.jit
+  @jax.jit
   def step(model: Any, moments: Any, x: jax.Array, y: jax.Array) -> tuple[Any, Any, Any]:
     sums = jax.value_and_grad(finetune_step.sum_losses)(
       model, x, x != tokenizer.PAD_ID, y, None, 'classification'

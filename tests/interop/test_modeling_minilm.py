@@ -13,7 +13,6 @@ from minilm_jax.data import tokenizer
 from minilm_jax.interop import hf_weights
 from minilm_jax.model import heads
 from minilm_jax.model.initialization import is_statistic, path_name
-from tests import fast_jit
 from tests.roberta_config import HEAD, SMALL, draw_rows
 
 BASE = dataclasses.replace(SMALL, embedding_size=8, projection=True, segments=2)
@@ -98,7 +97,7 @@ def test_a_masked_language_model_gives_equal_logits(shape: str, modeling):
   rows = draw_rows(4, padded=True)[:, :-1]
   positions = jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape)
   result = np.asarray(
-    fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID, positions))(model, rows)
+    jax.jit(lambda model, x: model(x, x != tokenizer.PAD_ID, positions))(model, rows)
   )
   real = rows != tokenizer.PAD_ID
   np.testing.assert_allclose(logits(exported, rows)[real], result[real], atol=2e-5)
@@ -114,7 +113,7 @@ def test_a_classifier_gives_equal_logits(labels: tuple[str, ...], head: str, mod
   model = perturb(heads.init_classifier(config, HEADS[head], len(labels), jax.random.key(0)))
   exported = open_exported(modeling, model, config, HEADS[head], labels)
   rows = draw_rows(4, padded=True)
-  result = fast_jit.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(model, rows)
+  result = jax.jit(lambda model, x: model(x, x != tokenizer.PAD_ID))(model, rows)
   np.testing.assert_allclose(logits(exported, rows), result, atol=2e-5)
 
 

@@ -18,7 +18,6 @@ from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.model import convolution, heads
 from minilm_jax.model.initialization import initialize, is_statistic, path_name
 from minilm_jax.training import optimizer, sharding
-from tests import fast_jit
 from tests.tiny_config import make_optimizer_config
 from tests.tiny_encoders import draw_arrays, encode, make_model
 
@@ -57,7 +56,7 @@ def make_keys(rows: int) -> jax.Array:
   return rng.make_batch_keys(0, rng.Stream.DROPOUT, 0, jnp.arange(rows))
 
 
-@fast_jit.jit
+@jax.jit
 def run(front: convolution.FrontEnd, x: jax.Array, mask: jax.Array, key: Any = None) -> jax.Array:
   return front(x, mask, key)
 
@@ -123,7 +122,7 @@ def test_the_front_end_equals_pytorch(training: bool, changes: dict[str, Any]):
     result = front(x, full_mask(x), key)
     return (result * toward).sum(), result
 
-  gradients, result = fast_jit.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(front, x)
+  gradients, result = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(front, x)
   np.testing.assert_allclose(result, out.detach().numpy(), atol=1e-5)
   np.testing.assert_allclose(gradients[1], torch_x.grad.numpy(), atol=2e-4)
   for layer, conv, norm in zip(
@@ -204,7 +203,7 @@ def test_the_encoder_equals_pytorch(training: bool):
     expected = layer.eval()(
       stack(x[:, None])[:, 0], src_key_padding_mask=torch.tensor(~mask)
     ).numpy()
-  result = fast_jit.jit(
+  result = jax.jit(
     lambda model: model(tokens, tokens != PAD, key=make_keys(BATCH) if training else None)
   )(model)
   np.testing.assert_allclose(np.asarray(result)[mask], expected[mask], atol=1e-5)
@@ -280,7 +279,7 @@ def test_every_parameter_gets_a_gradient(form: str, remat: bool):
     positions = jnp.broadcast_to(jnp.arange(12), tokens.shape)
     return jnp.sin(model(tokens, tokens != PAD, positions, key=make_keys(BATCH))).sum()
 
-  gradient = values(fast_jit.jit(jax.grad(loss))(model))
+  gradient = values(jax.jit(jax.grad(loss))(model))
   front = {
     name: value
     for name, value in gradient.items()
@@ -302,7 +301,7 @@ def test_remat_changes_no_gradient():
     return (front(x, full_mask(x), make_keys(BATCH)) * toward).sum()
 
   stored, recomputed = (
-    values(fast_jit.jit(jax.grad(loss))(make_front_end(remat=remat))) for remat in (False, True)
+    values(jax.jit(jax.grad(loss))(make_front_end(remat=remat))) for remat in (False, True)
   )
   for name, value in stored.items():
     np.testing.assert_allclose(recomputed[name], value, atol=1e-4, err_msg=name)
@@ -315,7 +314,7 @@ def test_statistics_are_observed_and_not_learned():
   def loss(front: convolution.FrontEnd) -> jax.Array:
     return front(x, full_mask(x), make_keys(BATCH)).sum()
 
-  gradient = fast_jit.jit(jax.grad(loss))(front)
+  gradient = jax.jit(jax.grad(loss))(front)
   observed, start = values(gradient), values(front)
   image = np.asarray(front.layers[0].convolution(x[..., None]), np.float64)
   np.testing.assert_allclose(
@@ -349,7 +348,7 @@ def test_gradients_do_not_depend_on_running_statistics():
   def loss(front: convolution.FrontEnd) -> jax.Array:
     return jnp.sin(front(x, full_mask(x), make_keys(BATCH))).sum()
 
-  gradients = [values(fast_jit.jit(jax.grad(loss))(module)) for module in (front, other)]
+  gradients = [values(jax.jit(jax.grad(loss))(module)) for module in (front, other)]
   jax.tree.map(np.testing.assert_array_equal, *gradients)
 
 
@@ -361,7 +360,7 @@ def test_statistics_include_the_rows_of_all_devices():
       lambda front: (front(x, full_mask(x), make_keys(len(x))) * toward).sum()
     )(front)
 
-  single = fast_jit.jit(gradient)(front, x, toward)
+  single = jax.jit(gradient)(front, x, toward)
   rows, replicated = PartitionSpec('data'), PartitionSpec()
   for devices in (2, 8):
     mesh = sharding.make_mesh(MeshConfig(1, devices, 1))
@@ -372,7 +371,7 @@ def test_statistics_include_the_rows_of_all_devices():
       out_specs=replicated,
       check_vma=False,
     )
-    together = fast_jit.jit(spread)(front, x, toward)
+    together = jax.jit(spread)(front, x, toward)
     assert float(together[0]) == pytest.approx(float(single[0]), rel=1e-4)
     result, expected = values(together[1]), values(single[1])
     for name, value in expected.items():

@@ -12,7 +12,6 @@ import optax
 import pytest
 
 from minilm_jax.model import cross_entropy
-from tests import fast_jit
 
 B, K, D, V = 12, 3, 5, 40
 
@@ -39,7 +38,7 @@ def compute_by_optax(
 
 def double_and_grad(loss: Any, count: int) -> Any:
   """Returns a function to twice the loss and its gradient, so the backward pass must scale."""
-  return fast_jit.jit(jax.value_and_grad(lambda *a: 2 * loss(*a, count), argnums=(0, 1, 2)))
+  return jax.jit(jax.value_and_grad(lambda *a: 2 * loss(*a, count), argnums=(0, 1, 2)))
 
 
 @pytest.mark.parametrize('count', [1, 3, 12])

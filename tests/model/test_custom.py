@@ -24,7 +24,7 @@ from minilm_jax.model import custom, flops, heads
 from minilm_jax.model.initialization import count_parameters
 from minilm_jax.tasks import classifier, finetune
 from minilm_jax.training import checkpoint, pretrained, run, sharding, train_step
-from tests import fast_jit, tiny_config
+from tests import tiny_config
 
 GATED = 'configs.examples.gated_rotary:Encoder'
 START = """
@@ -176,12 +176,12 @@ def test_parameters_and_flops_follow_from_arrays_and_trace(gated: EncoderConfig)
 
 
 def test_pads_and_other_rows_change_nothing_and_every_parameter_learns(gated: EncoderConfig):
-  model = fast_jit.jit(lambda: heads.init_masked_language_model(gated, jax.random.key(3)))()
+  model = jax.jit(lambda: heads.init_masked_language_model(gated, jax.random.key(3)))()
   tokens = jax.random.randint(jax.random.key(0), (3, 20), 5, 500).at[0, 12:].set(tokenizer.PAD_ID)
-  encode = fast_jit.jit(lambda model, tokens: model.encoder(tokens, tokens != tokenizer.PAD_ID))
+  encode = jax.jit(lambda model, tokens: model.encoder(tokens, tokens != tokenizer.PAD_ID))
   batch, single_row = encode(model, tokens), encode(model, tokens[:1, :12])
   np.testing.assert_allclose(batch[:1, :12], single_row, rtol=1e-5, atol=1e-5)
-  gradient = fast_jit.jit(
+  gradient = jax.jit(
     jax.grad(
       lambda model: jnp.sum(
         model(tokens, tokens != tokenizer.PAD_ID, tokens[:, :4] % 12)[..., 7] ** 2
@@ -197,7 +197,7 @@ def test_the_encoder_initializes_its_parameters(gated: EncoderConfig):
   config = dataclasses.replace(gated, initialization='paper1')
   first, again, other = (
     checkpoint.flatten(
-      fast_jit.jit(lambda s: heads.init_masked_language_model(config, jax.random.key(s)))(seed)
+      jax.jit(lambda s: heads.init_masked_language_model(config, jax.random.key(s)))(seed)
     )
     for seed in (0, 0, 1)
   )
@@ -222,9 +222,7 @@ def test_its_arrays_are_replicated_and_the_head_is_split(gated: EncoderConfig):
 
 
 @pytest.fixture(scope='module')
-def population(
-  tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[pathlib.Path]:
+def population(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A run of two members of the example in bfloat16, with all checkpoints of 12 updates."""
   recipe.allow_modules(GATED)
   changes = {
@@ -235,10 +233,8 @@ def population(
     'checkpoint.keep_last': 9,
   }
   folder = tmp_path_factory.mktemp('custom') / 'run'
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'jit', fast_jit.jit)
-    run.pretrain(tiny_config.make_run_config(tiny_corpus, **changes), folder)
-    yield folder
+  run.pretrain(tiny_config.make_run_config(tiny_corpus, **changes), folder)
+  return folder
 
 
 def test_a_population_trains_in_bfloat16_and_resumes(population: pathlib.Path, tmp_path):

@@ -18,7 +18,6 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.model import encoder, flops, heads, layers
 from minilm_jax.model.initialization import path_name
-from tests import fast_jit
 from tests.tiny_encoders import (
   SMALL,
   compute_logits,
@@ -66,9 +65,7 @@ def test_every_parameter_gets_a_gradient(changes: dict[str, Any]):
   """The bias of keys shifts all scores of a query equally, and has none without rotation."""
   model, tokens = make_model(changes), draw_tokens(8, SMALL.max_length)
   min_share = 0.4 if 'relu' in changes.values() else 0.99  # an inactive unit of ReLU has none
-  gradient = fast_jit.jit(jax.grad(lambda model: jnp.sum(jnp.sin(compute_logits(model, tokens)))))(
-    model
-  )
+  gradient = jax.jit(jax.grad(lambda model: jnp.sum(jnp.sin(compute_logits(model, tokens)))))(model)
   for path, leaf in jax.tree_util.tree_flatten_with_path(gradient)[0]:
     name, leaf = path_name(path), np.abs(np.asarray(leaf))
     if name.endswith('attention.key.bias') and changes.get('positions') != 'rotary':
@@ -184,7 +181,7 @@ def make_uniform_attention(config: EncoderConfig) -> encoder.Attention:
   return attention
 
 
-attend = fast_jit.jit(lambda attention, x, mask: attention(x, mask, None))
+attend = jax.jit(lambda attention, x, mask: attention(x, mask, None))
 
 
 def test_uniform_attention_is_the_mean_of_the_tokens():
@@ -262,7 +259,7 @@ def make_keys(seed: int, rows: int = 2) -> jax.Array:
 
 def test_dropout_is_a_function_of_the_key():
   model, tokens = make_model({'dropout': 0.5}).encoder, draw_tokens(2, 9)
-  run = fast_jit.jit(lambda model, key: model(tokens, tokens != 1, key=key))
+  run = jax.jit(lambda model, key: model(tokens, tokens != 1, key=key))
   np.testing.assert_array_equal(
     run(model, None), run(make_model({'dropout': 0.0}).encoder, make_keys(0))
   )
@@ -303,7 +300,7 @@ def test_dropout_masks_are_independent(monkeypatch: pytest.MonkeyPatch):
     model(tokens, tokens != 1, key=make_keys(0))
     return list(drawn)
 
-  values = fast_jit.jit(draw)(make_model({'hidden_size': 12}).encoder, draw_tokens(2, 12))
+  values = jax.jit(draw)(make_model({'hidden_size': 12}).encoder, draw_tokens(2, 12))
   # Embedding; weights, attention and feed-forward of each block.
   assert len(values) == 1 + SMALL.num_layers * 3
   assert not any(
@@ -318,7 +315,7 @@ def test_graph_modes_of_flax_compute_the_same():
     with nnx.set_graph_mode(mode):
       model = make_model({})
       losses.append(
-        fast_jit.jit(jax.value_and_grad(lambda model: jnp.sum(compute_logits(model, tokens) ** 2)))(
+        jax.jit(jax.value_and_grad(lambda model: jnp.sum(compute_logits(model, tokens) ** 2)))(
           model
         )
       )
@@ -330,7 +327,7 @@ def test_graph_modes_of_flax_compute_the_same():
 
 def test_vmap_equals_single_models():
   models, tokens = [make_model({}, seed) for seed in (0, 1)], draw_tokens(2, 7)
-  together = fast_jit.jit(jax.vmap(compute_logits, in_axes=(0, None)))(
+  together = jax.jit(jax.vmap(compute_logits, in_axes=(0, None)))(
     jax.tree.map(lambda *x: jnp.stack(x), *models), tokens
   )
   for output, model in zip(together, models):
@@ -353,7 +350,7 @@ def relative_distance(values: Any, expected: Any) -> float:
 def test_bfloat16_is_close_to_float32(changes: dict[str, Any]):
   """Logits are within 2% and gradients within 5%; a rounding to bfloat16 is off by up to 0.4%."""
   tokens = draw_tokens(8, SMALL.max_length)
-  run = fast_jit.jit(
+  run = jax.jit(
     jax.value_and_grad(
       lambda model: (jnp.sum(jnp.sin(logits := compute_logits(model, tokens))), logits),
       has_aux=True,
@@ -421,10 +418,10 @@ def test_gradients_over_tokens_are_summed_in_float32():
     layers.Linear(16, 16, config, nnx.Rngs(0)),
     layers.build_layer_norm(16, config, nnx.Rngs(0)),
   ):
-    gradient = fast_jit.jit(jax.grad(lambda layer: layer(ones).astype(jnp.float32).sum()))(layer)
+    gradient = jax.jit(jax.grad(lambda layer: layer(ones).astype(jnp.float32).sum()))(layer)
     np.testing.assert_array_equal(gradient.bias[...], 3001)
   factors = jnp.asarray(np.random.default_rng(0).integers(1, 9, (300, 12, 12)), jnp.float32)
-  gradient = fast_jit.jit(
+  gradient = jax.jit(
     jax.grad(
       lambda table: jnp.sum(table(jnp.full((300, 12), 7), None).astype(jnp.float32) * factors)
     )
@@ -439,7 +436,7 @@ def test_gradients_over_tokens_are_summed_in_float32():
 def test_remat_changes_nothing(changes: dict[str, Any]):
   """Recomputed blocks drop the same units."""
   changes, tokens = {'num_layers': 3, 'dropout': 0.3, **changes}, draw_tokens(4, SMALL.max_length)
-  run = fast_jit.jit(jax.value_and_grad(encode_sum))
+  run = jax.jit(jax.value_and_grad(encode_sum))
   stored, recomputed = (
     run(make_model({**changes, 'remat': remat}).encoder, tokens) for remat in (False, True)
   )
@@ -455,7 +452,7 @@ def test_remat_needs_less_than_half_of_the_memory():
   for remat in (False, True):
     model = make_model({'num_layers': 6, 'dropout': 0.0, 'remat': remat}).encoder
     run = (
-      fast_jit.jit(jax.grad(encode_sum))
+      jax.jit(jax.grad(encode_sum))
       .lower(model, jnp.zeros((64, SMALL.max_length), jnp.int32))
       .compile()
     )
@@ -490,7 +487,7 @@ CHANGES = (
   FRONT,
   FRONT | {'convolution': 'fixed', 'norm': 'pre'},
 )
-attention_weights = fast_jit.jit(encoder.Encoder.attention_weights)
+attention_weights = jax.jit(encoder.Encoder.attention_weights)
 
 
 @pytest.mark.parametrize('changes', CHANGES)
@@ -510,7 +507,7 @@ def test_attention_weights_reproduce_the_output(norm: str, monkeypatch: pytest.M
   expected = encode(model, tokens, tokens != 1)
   weights = iter(attention_weights(model, tokens, tokens != 1))
   monkeypatch.setattr(encoder.Attention, 'weights', lambda self, x, mask: next(weights))
-  result = fast_jit.jit(lambda model: model(tokens, tokens != 1))(model)
+  result = jax.jit(lambda model: model(tokens, tokens != 1))(model)
   np.testing.assert_allclose(result, expected, atol=1e-5)
 
 
@@ -572,9 +569,9 @@ def test_a_short_convolution_equals_the_depthwise_convolution_of_xla(width: int)
   layer, (x, mask) = make_short_convolution(width), draw_padded_rows()
   toward = jax.random.normal(jax.random.key(2), x.shape)
   results, expected = (
-    fast_jit.jit(
-      jax.value_and_grad(lambda layer, x, f=f: (f(layer, x, mask) * toward).sum(), (0, 1))
-    )(layer, x)
+    jax.jit(jax.value_and_grad(lambda layer, x, f=f: (f(layer, x, mask) * toward).sum(), (0, 1)))(
+      layer, x
+    )
     for f in (lambda layer, x, mask: layer(x, mask), convolve_by_xla)
   )
   jax.tree.map(
@@ -598,7 +595,7 @@ def test_a_short_convolution_in_bfloat16_adds_in_float32():
 def test_a_short_convolution_starts_at_0_and_learns_from_the_first_step(rule: str):
   def init(width: int) -> heads.MaskedLanguageModel:
     config = dataclasses.replace(SMALL, initialization=rule, short_convolution=width)
-    return fast_jit.jit(lambda: heads.init_masked_language_model(config, jax.random.key(0)))()
+    return jax.jit(lambda: heads.init_masked_language_model(config, jax.random.key(0)))()
 
   models = without, model = init(0), init(3)
   expected, arrays = (
@@ -613,7 +610,7 @@ def test_a_short_convolution_starts_at_0_and_learns_from_the_first_step(rule: st
     x = model(tokens, tokens > 0, jnp.broadcast_to(jnp.arange(12), tokens.shape))
     return jnp.sin(1e3 * x).sum(), x
 
-  (gradient, x), (_, y) = (fast_jit.jit(jax.grad(loss, has_aux=True))(m) for m in (model, without))
+  (gradient, x), (_, y) = (jax.jit(jax.grad(loss, has_aux=True))(m) for m in (model, without))
   np.testing.assert_array_equal(x, y)
   assert np.abs(gradient.encoder.short_convolution.kernel[...]).min() > 0
 

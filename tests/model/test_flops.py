@@ -21,7 +21,6 @@ from minilm_jax.model import convolution, flops, heads
 from minilm_jax.model.initialization import count_parameters
 from minilm_jax.training import train_step
 from minilm_jax.training.masking import MaskedBatch
-from tests import fast_jit
 
 ROWS = 4  # batch size
 SHAPE_COLUMNS = (
@@ -292,7 +291,7 @@ def test_xla_confirms_the_actual_flops(shape: tuple[int, ...], share: float):
     dropout=0.0,
   )
   program, arguments = build_gradient(config)
-  compiled = fast_jit.jit(program).lower(*arguments).compile()
+  compiled = jax.jit(program).lower(*arguments).compile()
   actual = ROWS * flops.flops_per_row(config.model, config.mask)['actual']
   assert count_compiled_products(compiled.as_text()) == actual
   assert actual <= compiled.cost_analysis()['flops'] <= (1 + share) * actual

@@ -14,7 +14,6 @@ from minilm_jax.core import rng
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.model import heads, layers
 from minilm_jax.model.initialization import count_parameters
-from tests import fast_jit
 
 SMALL = EncoderConfig(
   vocab_size=40,
@@ -32,7 +31,7 @@ TOKENS = jnp.array([[0, 7, 8, 9, 2, 1, 1, 1, 1, 1], [0, 11, 12, 13, 14, 15, 16, 
 
 def run(model: Any, *arguments: Any, key: Any = None, tokens: jax.Array = TOKENS) -> np.ndarray:
   return np.asarray(
-    fast_jit.jit(lambda model, key: model(tokens, tokens != 1, *arguments, key=key))(model, key)
+    jax.jit(lambda model, key: model(tokens, tokens != 1, *arguments, key=key))(model, key)
   )
 
 
@@ -115,7 +114,7 @@ def test_the_head_of_paper1_has_its_parameters():
 
 
 def logits_by_head(model: heads.Classifier, key: Any = None) -> list[np.ndarray]:
-  call = fast_jit.jit(lambda model, key: model.logits_by_head(TOKENS, TOKENS != 1, key=key))
+  call = jax.jit(lambda model, key: model.logits_by_head(TOKENS, TOKENS != 1, key=key))
   return [np.asarray(logits) for logits in call(model, key)]
 
 

@@ -42,7 +42,7 @@ def make_config(**changes: Any):
 
 
 @pytest.fixture(scope='module', autouse=True)
-def share_programs(fast_compile: None) -> Any:
+def share_programs() -> Any:
   """Shares one program among recipes that differ only in `save_classifiers`."""
   build = finetune_step.build_finetune_program
   with pytest.MonkeyPatch.context() as patch:

@@ -23,7 +23,6 @@ from tests import fake_classifiers
 
 COMBINED = (LOGIT, PROBABILITY)
 EXAMPLES = fake_classifiers.make_examples()
-pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 @pytest.fixture(scope='module')

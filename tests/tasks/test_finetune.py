@@ -58,7 +58,7 @@ def edit_json(path: Path, edit) -> None:
 
 
 @pytest.fixture(scope='module', autouse=True)
-def share_programs(fast_compile: None):
+def share_programs():
   """Shares a program among recipes that differ only in fields that programs ignore."""
   build = functools.lru_cache(finetune_step.build_finetune_program.__wrapped__)
   with pytest.MonkeyPatch.context() as patch:

@@ -349,7 +349,6 @@ def test_the_validation_score_chooses_the_member_of_a_submission(
   assert submitted == [data.task.labels[index] for index in classes]
 
 
-@pytest.mark.usefixtures('fast_compile')
 def test_fine_tuning_writes_a_missing_submission(tiny_run: Path, tmp_path: Path):
   numbers = list(range(70))
   order = np.random.default_rng(0).permutation(70).tolist()

@@ -24,7 +24,6 @@ from minilm_jax.tasks.task_data import TaskRows
 from minilm_jax.training import checkpoint, population
 from minilm_jax.training.pretrained import load_single_config
 from tests import tiny_config
-from tests.fast_jit import jit
 
 ROWS, LENGTHS = 48, (32, 64)
 # Index of the fresh encoder of each seed, after the encoders of two checkpoints.
@@ -54,12 +53,9 @@ def make_shape(lengths: tuple[int, ...] = LENGTHS) -> StepShape:
 def build_program(
   model: EncoderConfig, members: int, lengths: tuple[int, ...], **changes: Any
 ) -> FinetuneProgram:
-  """Builds an uncached program with fast compilation."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'jit', jit)
-    return finetune_step.build_finetune_program.__wrapped__(
-      make_shape(lengths), make_config(**changes), model, members
-    )
+  return finetune_step.build_finetune_program(
+    make_shape(lengths), make_config(**changes), model, members
+  )
 
 
 @pytest.fixture(scope='module')
@@ -183,7 +179,7 @@ def test_the_loss_is_a_sum_over_examples_and_a_mean_over_heads(
   task, head = find_task(name), dataclasses.replace(make_config().head, ensemble_size=num_heads)
   batch = TaskRows(jnp.arange(32).reshape(4, 8) + 5, jnp.full(4, 8), jnp.asarray(labels))
 
-  @jit
+  @jax.jit
   def compute_loss() -> Any:
     fresh = init_classifier(model, head, len(task.labels), jax.random.key(0))
     return sum_losses(fresh, batch, task.kind), jnp.stack(
@@ -216,7 +212,7 @@ def test_pads_change_no_logit(pooling: str, positions: str, model: EncoderConfig
   head = dataclasses.replace(make_config().head, pooling=pooling)
   sequences = [[0, *range(10, 10 + n), 2] for n in (1, 5, 12)]
 
-  @jit
+  @jax.jit
   def logits(tokens: Any, longest: Any) -> Any:
     fresh = init_classifier(plain, head, 2, jax.random.key(0))
     lengths = tuple(length for length in (14, 64) if length <= tokens.shape[1])
@@ -235,7 +231,7 @@ def test_pads_change_no_logit(pooling: str, positions: str, model: EncoderConfig
 
 
 def test_rows_are_cut_to_the_shortest_length_that_fits(rows: TaskRows):
-  choose = jit(
+  choose = jax.jit(
     lambda longest: finetune_step.cut_to_length(
       lambda part: jnp.int32(part.tokens.shape[1]), (16, 32, 64), rows, longest
     )
@@ -247,14 +243,16 @@ def test_rows_are_cut_to_the_shortest_length_that_fits(rows: TaskRows):
 def test_gradients_of_parts_add_up_to_the_gradient_of_the_batch(
   lengths: tuple[int, ...], model: EncoderConfig, full_rows: TaskRows
 ):
-  fresh = jit(lambda: init_classifier(model, make_config().head, 2, jax.random.key(0)))()
+  fresh = jax.jit(lambda: init_classifier(model, make_config().head, 2, jax.random.key(0)))()
   picked, train = jnp.arange(7, 23), jax.tree.map(jnp.asarray, full_rows)
   key = rng.make_batch_keys(0, rng.Stream.DROPOUT, 0, jnp.arange(16))
-  loss, gradient = jit(
+  loss, gradient = jax.jit(
     lambda: finetune_step.sum_gradients(fresh, train, picked, key, make_shape(lengths))
   )()
   batch = jax.tree.map(lambda x: x[picked], train)
-  expected, other = jit(lambda: jax.value_and_grad(sum_losses)(fresh, batch, 'classification'))()
+  expected, other = jax.jit(
+    lambda: jax.value_and_grad(sum_losses)(fresh, batch, 'classification')
+  )()
   assert float(loss) == pytest.approx(float(expected), rel=1e-5)
   other = checkpoint.flatten(other)
   for name, leaf in checkpoint.flatten(gradient).items():
@@ -272,7 +270,7 @@ def test_an_update_returns_the_mean_loss_of_the_batch(
   )
   picked, _ = select_batch_rows(before.seed, before.step, 16, ROWS)
   batch = jax.tree.map(lambda x: jnp.asarray(x)[picked], rows)
-  expected = jit(lambda: sum_losses(before.model, batch, 'classification'))()
+  expected = jax.jit(lambda: sum_losses(before.model, batch, 'classification'))()
   assert float(losses[0]) == pytest.approx(float(expected) / 16, rel=1e-5)
 
 
@@ -300,7 +298,7 @@ def test_members_start_from_their_checkpoint_and_a_fresh_head(
 
 
 def test_a_fresh_encoder_depends_on_the_seed_alone(model: EncoderConfig, fresh: Encoder):
-  encoder = jit(
+  encoder = jax.jit(
     lambda: init_classifier(model, make_config().head, 3, rng.make_key(9, rng.Stream.HEAD))
   )().encoder
   for name, leaf in checkpoint.flatten(encoder).items():

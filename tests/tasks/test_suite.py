@@ -219,7 +219,6 @@ def test_an_error_is_raised_if_no_task_runs(runs: pathlib.Path, calls: list):
     suite.finetune_all(make_configs(entailment=20), 'a', 'out', False, False)
 
 
-@pytest.mark.usefixtures('fast_compile')
 def test_the_command_runs_all_possible_tasks_and_reports_errors(
   tiny_run: pathlib.Path, tmp_path: pathlib.Path, monkeypatch, capsys
 ):

@@ -15,8 +15,6 @@ from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_program
 from tests.tiny_config import UPDATES, make_run_config
 
-pytestmark = pytest.mark.usefixtures('fast_compile')
-
 
 @pytest.mark.parametrize('members', [1, 3])
 def test_both_sources_give_the_same_batches(members: int, tiny_corpus):

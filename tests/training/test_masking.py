@@ -12,12 +12,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from minilm_jax.core.config import MaskConfig
 from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID, PAD_ID, SPECIAL_TOKENS
 from minilm_jax.training import masking
-from tests import fast_jit
 
 LENGTH, VOCABULARY = 64, 100
 PAPER = MaskConfig(rate=0.15, random_share=0.0, keep_share=0.0, special=False, span=0)
-mask_batch = fast_jit.jit(masking.mask_batch, static_argnums=(5, 6))
-mask_eval_batch = fast_jit.jit(masking.mask_eval_batch, static_argnums=2)
+mask_batch = jax.jit(masking.mask_batch, static_argnums=(5, 6))
+mask_eval_batch = jax.jit(masking.mask_eval_batch, static_argnums=2)
 
 
 def mask_arguments(config: MaskConfig) -> tuple[Any, masking.MaskLayout, int]:
@@ -118,7 +117,7 @@ def test_all_tokens_are_equally_likely():
   rows = draw_rows(1, LENGTH)
   masked = np.zeros(LENGTH)
   for epoch in range(3):
-    batch = fast_jit.jit(
+    batch = jax.jit(
       jax.vmap(lambda key: masking.mask_row(rows[0].astype(jnp.int32), key, *mask_arguments(PAPER)))
     )(jax.random.split(jax.random.key(epoch), 3000))
     np.add.at(masked, np.asarray(batch.positions)[np.asarray(batch.weights) == 1], 1)

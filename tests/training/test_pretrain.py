@@ -41,7 +41,7 @@ from tests.tiny_config import UPDATES, make_run_config
 
 
 @pytest.fixture(scope='module', autouse=True)
-def share_programs(fast_compile: None) -> Iterator[None]:
+def share_programs() -> Iterator[None]:
   """Lets runs of one recipe share their compiled programs."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(run, 'build_program', functools.cache(build_program))

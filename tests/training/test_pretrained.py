@@ -27,9 +27,6 @@ DIFFERENT = {
 }
 
 
-pytestmark = pytest.mark.usefixtures('fast_compile')
-
-
 @pytest.fixture(scope='module')
 def together(tiny_corpus, tmp_path_factory) -> pathlib.Path:
   """A run of four members that differ in all settings, two on a device."""

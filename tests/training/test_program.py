@@ -21,10 +21,7 @@ from minilm_jax.training import masking, sharding, train_step
 from minilm_jax.training.batches import load_resident
 from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_evaluate, build_program, compile_chunk, step_count
-from tests import fast_jit
 from tests.tiny_config import ALTERNATIVE_PARTS, CONVOLUTION, make_run_config
-
-pytestmark = pytest.mark.usefixtures('fast_compile')
 
 
 def bits(tree: Any) -> dict[str, bytes]:
@@ -195,7 +192,7 @@ def model() -> heads.MaskedLanguageModel:
   config = tiny.get_config()
   config.model.update(embedding_size=8, hidden_size=8, intermediate_size=8, num_layers=1)
   model_config = recipe.resolve(config, 'pretrain').model
-  fresh = fast_jit.jit(lambda: heads.init_masked_language_model(model_config, jax.random.key(0)))()
+  fresh = jax.jit(lambda: heads.init_masked_language_model(model_config, jax.random.key(0)))()
   return jax.tree.map(lambda x: 5 * x, fresh)  # losses then differ much between tokens
 
 
@@ -211,13 +208,13 @@ def evaluate_directly(
   model: heads.MaskedLanguageModel, rows: Corpus, count: int
 ) -> dict[str, float]:
   """Returns the metrics of the first rows, from one batch."""
-  batch = fast_jit.jit(masking.mask_eval_batch, static_argnums=2)(
+  batch = jax.jit(masking.mask_eval_batch, static_argnums=2)(
     rows.tokens, jnp.arange(rows.rows), rows.vocab_size
   )
   batch = dataclasses.replace(
     batch, weights=batch.weights * (jnp.arange(rows.rows) < count)[:, None]
   )
-  losses = float(fast_jit.jit(lambda m: train_step.compute_loss(m, batch, None, 1))(model))
+  losses = float(jax.jit(lambda m: train_step.compute_loss(m, batch, None, 1))(model))
   masked, pads = (
     np.asarray(batch.weights).sum(),
     (np.asarray(rows.tokens)[:count] == tokenizer.PAD_ID).sum(),

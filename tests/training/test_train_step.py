@@ -18,7 +18,7 @@ from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID, PAD_ID
 from minilm_jax.data.rows import Corpus
 from minilm_jax.training import masking, population, sharding, train_step
 from minilm_jax.training.train_step import NonFinite
-from tests import fast_jit, golden
+from tests import golden
 
 ROWS, LENGTH, VOCABULARY = 24, 16, 64
 MESH = sharding.make_mesh(MeshConfig(1, 1, 1))
@@ -60,7 +60,7 @@ def corpus() -> Corpus:
 @functools.cache
 def init_state(config: RunConfig, seed: int = 0) -> train_step.TrainState:
   return jax.device_put(
-    fast_jit.jit(lambda seed: train_step.init_state(seed, config))(seed), sharding.replicated(MESH)
+    jax.jit(lambda seed: train_step.init_state(seed, config))(seed), sharding.replicated(MESH)
   )
 
 
@@ -73,7 +73,7 @@ def compile_step(config: RunConfig) -> Any:
     )
     return train_step.train_step(state, settings, corpus, layout, config, jax.devices()[0])[:2]
 
-  return fast_jit.jit(population.map_over_members(step, MESH, 'single'))
+  return jax.jit(population.map_over_members(step, MESH, 'single'))
 
 
 @functools.cache
@@ -86,12 +86,12 @@ def compile_sums(count: int) -> Any:
       functools.partial(train_step.compute_gradient, blocks=1), state.model, (batch, key), count
     )
 
-  return fast_jit.jit(sums)
+  return jax.jit(sums)
 
 
 def mask_rows(corpus: Corpus, config: RunConfig) -> masking.MaskedBatch:
   """Masks the first eight rows."""
-  make = fast_jit.jit(masking.mask_batch, static_argnums=(5, 6))
+  make = jax.jit(masking.mask_batch, static_argnums=(5, 6))
   shares = config.mask.rate, config.mask.random_share, config.mask.keep_share
   return make(
     corpus.tokens[:8],
@@ -109,8 +109,9 @@ def check_close(values: Any, expected: Any, **tolerance: float) -> None:
     np.testing.assert_allclose(value, other, **tolerance)
 
 
-def test_golden():
-  numbers, stored = golden.measure(), golden.read_stored()
+@pytest.mark.parametrize('options', [None, golden.DEFAULT_OPTIONS], ids=['tests', 'users'])
+def test_golden(options: dict[str, Any] | None):
+  numbers, stored = golden.measure(options), golden.read_stored()
   assert [s['masked'] for s in numbers['sums']] == [s['masked'] for s in stored['sums']], WHY
   for name in ('sums', 'norms'):
     assert jax.tree.structure(numbers[name]) == jax.tree.structure(stored[name]), WHY
@@ -121,7 +122,7 @@ def test_golden():
 
 def test_the_initial_state_has_arrays_that_follow_the_seed():
   config = run_config()
-  init = fast_jit.jit(lambda seed: train_step.init_state(seed, config))
+  init = jax.jit(lambda seed: train_step.init_state(seed, config))
   first, again, other = (init(seed) for seed in (0, 0, 1))
   check_close(first, again, rtol=0)
   assert int(first.step) == 0 and int(other.seed) == 1
@@ -227,7 +228,7 @@ def test_dropout_changes_with_the_step_and_the_seed(corpus):
 def test_the_loss_is_the_cross_entropy_at_masked_positions(corpus):
   config = run_config()
   model, batch = init_state(config).model, mask_rows(corpus, config)
-  logits, loss = fast_jit.jit(
+  logits, loss = jax.jit(
     lambda model: (
       model(batch.tokens, batch.mask, batch.positions),
       train_step.compute_loss(model, batch, None, 2),
@@ -241,7 +242,7 @@ def test_the_loss_is_the_cross_entropy_at_masked_positions(corpus):
   )
   np.testing.assert_allclose(loss, expected.sum(), rtol=1e-5)
   single_weights = jnp.eye(expected.size).reshape(-1, *expected.shape) * batch.weights[None]
-  indices = fast_jit.jit(
+  indices = jax.jit(
     jax.vmap(
       lambda w: train_step.compute_loss(model, dataclasses.replace(batch, weights=w), None, 2)
     )
