@@ -12,11 +12,8 @@ def test_the_functions_run_every_stage(tmp_path, caplog):
     'configs/microworld.py:corpus', tmp_path / 'corpus', {'documents.sources': 'microworld:1500'}
   )
   run = tmp_path / 'pretrain'
-  result = minilm_jax.pretrain(
-    'configs/microworld.py',
-    run,
-    {'corpus': str(corpus), 'num_steps': 4, 'eval.every': 4, 'log.every': 4},
-  )
+  changes = {'corpus': str(corpus), 'eval.every': 4, 'log.every': 4, 'mesh.data': 1}
+  result = minilm_jax.pretrain('configs/microworld.py', run, changes | {'num_steps': 4})
   assert result['updates'] == 4
   lines = minilm_jax.finetune(
     'configs/microworld.py:finetune',
@@ -27,9 +24,12 @@ def test_the_functions_run_every_stage(tmp_path, caplog):
   )
   assert {line['pretrained'] for line in lines} == {True, False}
   assert minilm_jax.evaluate(run)['step'] == 4
-  more = {'corpus': str(corpus), 'num_steps': 2, 'eval.every': 4, 'log.every': 4, 'batch_size': 4}
   continued = minilm_jax.pretrain(
-    'configs/microworld.py', tmp_path / 'more', more, init_from=f'{run}@4', init_optimizer=True
+    'configs/microworld.py',
+    tmp_path / 'more',
+    changes | {'num_steps': 2, 'batch_size': 4},
+    init_from=f'{run}@4',
+    init_optimizer=True,
   )
   assert continued['origin'] == f'{run}@4' and continued['updates'] == 2
   page = minilm_jax.report([run, tmp_path / 'task'], tmp_path / 'report')['report.html']
