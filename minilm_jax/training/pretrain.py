@@ -132,7 +132,7 @@ def train(
   state, active = start.state, start.active
   with progress.track_progress('pre-training', config.num_steps, 'updates', start.step) as update:
     with distributed.raise_together():
-      run_chunk = compile_chunk(program, batches.spec)
+      run_chunk = compile_chunk(config, program, batches.spec)
     for chunk in schedule(config, start.step):
       with distributed.raise_together():
         check_lock()

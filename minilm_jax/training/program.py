@@ -16,10 +16,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from minilm_jax.core import backend, distributed, progress
+from minilm_jax.core import backend, distributed, progress, recipe
 from minilm_jax.core.config import EvaluationConfig, RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data.rows import BatchWindow, Corpus
+from minilm_jax.model.flops import flops_per_row
 from minilm_jax.model.heads import MaskedLanguageModel
 from minilm_jax.training import optimizer, population, sharding, train_step
 from minilm_jax.training.population import MemberSettings
@@ -136,7 +137,7 @@ def _build_chunk(
   return chunk
 
 
-def compile_chunk(program: TrainProgram, rows: Rows) -> ChunkProgram:
+def compile_chunk(config: RunConfig, program: TrainProgram, rows: Rows) -> ChunkProgram:
   """Compiles the chunk for a corpus or a window of batches, and logs its memory.
 
   Raises:
@@ -145,7 +146,21 @@ def compile_chunk(program: TrainProgram, rows: Rows) -> ChunkProgram:
   started = time.monotonic()
   # The first compilation took 48 to 90 s on an H200, whose compiler times several kernels.
   progress.log('compiling the training step, which a repeated run loads from the cache')
-  compiled = program.chunk.lower(program.shapes, rows, step_count(program, 1)).compile()
+  lowered = _lower_chunk(program, rows)
+  trained_rows = config.num_steps * config.batch_size * config.population.members
+  backend.fill_cache(
+    lowered.as_text,
+    trained_rows * flops_per_row(config.model, config.mask)['actual'],
+    f'{__name__}:compile_from_shapes',
+    {
+      'config': recipe.as_dict(config),
+      'modules': recipe.list_allowed_modules(),
+      'rows': {
+        field.name: _describe(getattr(rows, field.name)) for field in dataclasses.fields(rows)
+      },
+    },
+  )
+  compiled = lowered.compile()
   memory, devices = compiled.memory_analysis(), program.mesh.local_devices
   copies = len(devices) if devices[0].platform == 'cpu' else 1  # devices of a CPU share one memory
   needed = copies * (memory.temp_size_in_bytes + memory.output_size_in_bytes)
@@ -164,6 +179,37 @@ def compile_chunk(program: TrainProgram, rows: Rows) -> ChunkProgram:
     f'compiled in {time.monotonic() - started:.1f} s, cached in {cache}'
   )
   return compiled
+
+
+def _lower_chunk(program: TrainProgram, rows: Rows) -> Any:
+  """Lowers the chunk for rows or their shapes."""
+  return program.chunk.lower(program.shapes, rows, step_count(program, 1))
+
+
+def _describe(value: Any) -> Any:
+  """Returns shape and type of an array, and any other value as it is."""
+  return [value.shape, str(value.dtype)] if hasattr(value, 'shape') else value
+
+
+def compile_from_shapes(config: dict[str, Any], modules: str, rows: dict[str, Any]) -> None:
+  """Compiles the chunk of a run from the shapes and types of its rows, as `compile_chunk` does.
+
+  Args:
+    config: Plain data of a recipe.
+    modules: Modules that the recipe may import, separated by commas.
+    rows: Fields of Corpus or BatchWindow; an array is a pair of shape and type.
+  """
+  recipe.allow_modules(modules)
+  program = build_program(recipe.resolve(config, 'pretrain'))
+  if 'first' in rows:
+    rows_type, placement = BatchWindow, population.member_sharding(program.mesh, program.strategy)
+  else:
+    rows_type, placement = Corpus, sharding.replicated(program.mesh)
+  fields: dict[str, Any] = {
+    name: jax.ShapeDtypeStruct(*value, sharding=placement) if isinstance(value, list) else value
+    for name, value in rows.items()
+  }
+  _lower_chunk(program, rows_type(**fields)).compile()
 
 
 def step_count(program: TrainProgram, steps: int) -> Int[Array, '']:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest

@@ -179,7 +179,7 @@ def share_programs() -> Any:
   """Lets runs of this process share programs that are compiled without optimization."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(run, 'build_program', functools.cache(program.build_program))
-    patch.setattr(pretrain, 'compile_chunk', lambda program, rows: program.chunk)
+    patch.setattr(pretrain, 'compile_chunk', lambda config, program, rows: program.chunk)
     yield
 
 

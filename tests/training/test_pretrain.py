@@ -45,7 +45,7 @@ def share_programs() -> Iterator[None]:
   """Lets runs of one recipe share their compiled programs."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(run, 'build_program', functools.cache(build_program))
-    patch.setattr(pretrain, 'compile_chunk', lambda program, rows: program.chunk)
+    patch.setattr(pretrain, 'compile_chunk', lambda config, program, rows: program.chunk)
     yield
 
 
@@ -279,7 +279,7 @@ def test_a_run_without_remaining_steps_compiles_no_chunk(
 ):
   folder = shutil.copytree(finished_run, tmp_path / 'run')
   (folder / run_dir.RESULT).unlink()
-  monkeypatch.setattr(pretrain, 'compile_chunk', lambda program, rows: pytest.fail())
+  monkeypatch.setattr(pretrain, 'compile_chunk', lambda config, program, rows: pytest.fail())
   run.pretrain(make_run_config(tiny_corpus), folder)
   assert read_log(folder) == read_log(finished_run) and (folder / run_dir.RESULT).exists()
 

@@ -2,13 +2,18 @@
 
 import dataclasses
 import math
+import pathlib
 import re
+import subprocess
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from configs import tiny
 from minilm_jax.core import backend, recipe
@@ -18,7 +23,7 @@ from minilm_jax.data import corpus, tokenizer
 from minilm_jax.data.rows import Corpus
 from minilm_jax.model import heads
 from minilm_jax.training import masking, sharding, train_step
-from minilm_jax.training.batches import load_resident
+from minilm_jax.training.batches import load_resident, open_batches
 from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_evaluate, build_program, compile_chunk, step_count
 from tests.tiny_config import ALTERNATIVE_PARTS, CONVOLUTION, make_run_config
@@ -155,15 +160,69 @@ def test_devices_that_do_not_divide_a_micro_batch_are_refused(tiny_corpus):
 
 
 def test_too_little_memory_is_refused_before_the_first_step(tiny_corpus, monkeypatch, capsys):
-  program = build_program(make_run_config(tiny_corpus))
+  config = make_run_config(tiny_corpus)
+  program = build_program(config)
   rows = load_resident(program, tiny_corpus, 'train')
-  compile_chunk(program, rows)
+  compile_chunk(config, program, rows)
   need = int(re.search(r'(\d+) MiB', capsys.readouterr().err)[1])
   state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.shapes))
   assert need * 2**20 > state
   monkeypatch.setattr(backend, 'read_free_bytes', lambda device: 1000)
   with pytest.raises(InputError, match='grad_accumulation_steps'):
-    compile_chunk(program, rows)
+    compile_chunk(config, program, rows)
+
+
+@pytest.fixture
+def empty_cache(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Returns an empty folder that is the compilation cache."""
+  folder, old = tmp_path / 'cache', backend.read_setting('jax_compilation_cache_dir')
+  compilation_cache.reset_cache()
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  yield folder
+  compilation_cache.reset_cache()
+  jax.config.update('jax_compilation_cache_dir', old)
+
+
+@pytest.mark.skipif(not backend._load_glibc(), reason='needs glibc')
+@pytest.mark.parametrize(
+  'changes', [{}, {'population.members': 2, 'mesh.data': 4, 'corpus_placement': 'host'}]
+)
+def test_another_process_compiles_the_chunk_of_a_long_run_once(
+  changes, empty_cache, tiny_corpus, monkeypatch
+):
+  """This process adds no program to those that the other process leaves in the cache."""
+  config, run_process, cached = make_run_config(tiny_corpus, **changes), subprocess.run, []
+
+  def list_chunks() -> list[str]:
+    return sorted(path.name for path in empty_cache.glob('jit_chunk-*-cache'))
+
+  def run_and_list(*arguments, **options):
+    process = run_process(*arguments, **options)
+    cached.append(list_chunks())
+    return process
+
+  monkeypatch.setattr(subprocess, 'run', run_and_list)
+  program = build_program(config)
+  with open_batches(config, program, tiny_corpus) as source:
+    compile_chunk(config, program, source.spec)
+    assert not cached  # the run is short
+    for path in empty_cache.iterdir():
+      path.unlink()
+    monkeypatch.setattr(backend, '_MIN_FLOPS_OF_COMPILER', 0)
+    for _ in range(2):
+      compile_chunk(config, program, source.spec)
+  assert [len(names) for names in cached] == [1] and list_chunks() == cached[0]
+
+
+@pytest.mark.skipif(not backend._load_glibc(), reason='needs glibc')
+def test_this_process_compiles_if_the_other_fails(empty_cache, tiny_corpus, monkeypatch):
+  monkeypatch.setattr(backend, '_MIN_FLOPS_OF_COMPILER', 0)
+  for executable in ('/bin/false', '/missing'):
+    monkeypatch.setattr(sys, 'executable', executable)
+    config = make_run_config(tiny_corpus)
+    program = build_program(config)
+    compile_chunk(config, program, load_resident(program, tiny_corpus, 'train'))
+    assert len(list(empty_cache.glob('jit_chunk-*-cache'))) == 1
 
 
 def test_a_population_has_no_collective_along_its_axis(tiny_corpus):
