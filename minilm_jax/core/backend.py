@@ -45,7 +45,7 @@ _UNKNOWN_GPU_BYTES = 64 << 30
 _GPU_GIBIBYTES = {'T4': 16, 'L4': 24, 'RTX 4090': 24, 'H200': 141}
 _HEAP_BYTES = 512 << 20  # address space for temporaries; untouched pages take no memory
 _MADV_HUGEPAGE = 14  # advice of madvise(2)
-# Work for which another process compiles, a minute or more.
+# Work for which another process compiles, about a minute.
 _MIN_FLOPS_OF_COMPILER = 5e12
 _COMPILER_SECONDS = 900  # time limit of that process
 # Settings of libtpu without a TPU: no metadata server, no exclusive lock, no warnings.
@@ -169,7 +169,7 @@ def fill_cache(
   cache = read_setting('jax_compilation_cache_dir')
   if (
     flops < _MIN_FLOPS_OF_COMPILER
-    or not cache
+    or not (cache and read_setting('jax_enable_compilation_cache'))
     or not _load_glibc()
     or jax.default_backend() != 'cpu'
     or jax.process_count() > 1

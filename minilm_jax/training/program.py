@@ -201,7 +201,7 @@ def compile_from_shapes(config: dict[str, Any], modules: str, rows: dict[str, An
   """
   recipe.allow_modules(modules)
   program = build_program(recipe.resolve(config, 'pretrain'))
-  if 'first' in rows:
+  if 'first' in rows:  # the first step of a window
     rows_type, placement = BatchWindow, population.member_sharding(program.mesh, program.strategy)
   else:
     rows_type, placement = Corpus, sharding.replicated(program.mesh)

@@ -176,7 +176,7 @@ def select_error(err: str) -> str:
 
 @pytest.fixture(scope='module', autouse=True)
 def share_programs() -> Any:
-  """Lets runs of this process share programs that are compiled without optimization."""
+  """Lets runs of this process share programs."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(run, 'build_program', functools.cache(program.build_program))
     patch.setattr(pretrain, 'compile_chunk', lambda config, program, rows: program.chunk)

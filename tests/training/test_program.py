@@ -215,14 +215,16 @@ def test_another_process_compiles_the_chunk_of_a_long_run_once(
 
 
 @pytest.mark.skipif(not backend._load_glibc(), reason='needs glibc')
-def test_this_process_compiles_if_the_other_fails(empty_cache, tiny_corpus, monkeypatch):
+@pytest.mark.parametrize('executable', ['/bin/false', '/missing'])
+def test_this_process_compiles_if_the_other_fails(
+  executable: str, empty_cache, tiny_corpus, monkeypatch
+):
   monkeypatch.setattr(backend, '_MIN_FLOPS_OF_COMPILER', 0)
-  for executable in ('/bin/false', '/missing'):
-    monkeypatch.setattr(sys, 'executable', executable)
-    config = make_run_config(tiny_corpus)
-    program = build_program(config)
-    compile_chunk(config, program, load_resident(program, tiny_corpus, 'train'))
-    assert len(list(empty_cache.glob('jit_chunk-*-cache'))) == 1
+  monkeypatch.setattr(sys, 'executable', executable)
+  config = make_run_config(tiny_corpus)
+  program = build_program(config)
+  compile_chunk(config, program, load_resident(program, tiny_corpus, 'train'))
+  assert len(list(empty_cache.glob('jit_chunk-*-cache'))) == 1
 
 
 def test_a_population_has_no_collective_along_its_axis(tiny_corpus):
