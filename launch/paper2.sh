@@ -27,7 +27,7 @@ minilm() { "$venv/bin/minilm" "$@" </dev/null; }
 # A learning rate for each arm, chosen on a tenth of the labelled examples.
 tune() {
   minilm finetune --config="$root/configs/glue.py:$1" --config.task.per_label="$2" --config.task.eval_per_label="$3" \
-    --config.epochs=6 --config.length=64 --config.learning_rates=3e-4,1e-3,3e-3 --config.seeds=0,1,2 "${@:4}"
+    --config.epochs=6 --config.length=64 --config.learning_rates=3e-4,1e-3,3e-3,1e-2 --config.seeds=0,1,2 "${@:4}"
 }
 on_ag_news() { tune ag_news "$examples" 250 --config.task.folder="$ag_news" "$@"; }
 on_dbpedia() { tune dbpedia_14 $((examples * 7 / 25)) 50 --config.task.folder="$dbpedia" "$@"; }
