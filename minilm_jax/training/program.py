@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from minilm_jax.core import backend, distributed, progress, recipe
+from minilm_jax.core import backend, distributed, progress
 from minilm_jax.core.config import EvaluationConfig, RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data.rows import BatchWindow, Corpus
@@ -153,8 +153,7 @@ def compile_chunk(config: RunConfig, program: TrainProgram, rows: Rows) -> Chunk
     trained_rows * flops_per_row(config.model, config.mask)['actual'],
     f'{__name__}:compile_from_shapes',
     {
-      'config': recipe.as_dict(config),
-      'modules': recipe.list_allowed_modules(),
+      'config': dataclasses.asdict(config),
       'rows': {
         field.name: _describe(getattr(rows, field.name)) for field in dataclasses.fields(rows)
       },
@@ -191,15 +190,16 @@ def _describe(value: Any) -> Any:
   return [value.shape, str(value.dtype)] if hasattr(value, 'shape') else value
 
 
-def compile_from_shapes(config: dict[str, Any], modules: str, rows: dict[str, Any]) -> None:
+def compile_from_shapes(config: dict[str, Any], rows: dict[str, Any]) -> None:
   """Compiles the chunk of a run from the shapes and types of its rows, as `compile_chunk` does.
 
   Args:
-    config: Plain data of a recipe.
-    modules: Modules that the recipe may import, separated by commas.
+    config: Plain data of a trusted recipe.
     rows: Fields of Corpus or BatchWindow; an array is a pair of shape and type.
   """
-  recipe.allow_modules(modules)
+  from minilm_jax.core import recipe  # only the other process resolves a recipe
+
+  recipe.allow_modules(config['model']['encoder'])
   program = build_program(recipe.resolve(config, 'pretrain'))
   if 'first' in rows:  # the first step of a window
     rows_type, placement = BatchWindow, population.member_sharding(program.mesh, program.strategy)
