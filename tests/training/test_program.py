@@ -176,6 +176,7 @@ def test_too_little_memory_is_refused_before_the_first_step(tiny_corpus, monkeyp
 def empty_cache(tmp_path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Returns an empty folder that is the compilation cache."""
   folder, old = tmp_path / 'cache', backend.read_setting('jax_compilation_cache_dir')
+  folder.mkdir()
   compilation_cache.reset_cache()
   jax.config.update('jax_compilation_cache_dir', str(folder))
   yield folder
@@ -215,16 +216,18 @@ def test_another_process_compiles_the_chunk_of_a_long_run_once(
 
 
 @pytest.mark.skipif(not backend._load_glibc(), reason='needs glibc')
-@pytest.mark.parametrize('executable', ['/bin/false', '/missing'])
+@pytest.mark.parametrize('executable, num_marks', [('/bin/false', 1), ('/missing', 0)])
 def test_this_process_compiles_if_the_other_fails(
-  executable: str, empty_cache, tiny_corpus, monkeypatch
+  executable: str, num_marks: int, empty_cache, tiny_corpus, monkeypatch
 ):
+  """A process that started and failed is not started again."""
   monkeypatch.setattr(backend, '_MIN_FLOPS_OF_COMPILER', 0)
   monkeypatch.setattr(sys, 'executable', executable)
   config = make_run_config(tiny_corpus)
   program = build_program(config)
   compile_chunk(config, program, load_resident(program, tiny_corpus, 'train'))
   assert len(list(empty_cache.glob('jit_chunk-*-cache'))) == 1
+  assert len(list(empty_cache.glob('*.compiled'))) == num_marks
 
 
 def test_a_population_has_no_collective_along_its_axis(tiny_corpus):
