@@ -60,6 +60,9 @@ Rules. The smallest relevant effect of every claim is one point of score.
     two or more seeds, a statistic is also computed as one number for each of these seeds, the mean over seeds of
     fine-tuning. Of both intervals the wider one counts
 
+    Added before the runs of claim 4 with the settings of `recommended.py`: of several deep runs, those with the most
+    updates count
+
 Intervals are not adjusted for four claims. Without several pre-training runs of each set, they do not
 include the variance between pre-training runs.
 

@@ -1,5 +1,6 @@
 """All recipe names resolve, commands in docstrings parse, and settings equal the papers."""
 
+import dataclasses
 import importlib
 import pathlib
 import shlex
@@ -80,6 +81,7 @@ NAMES = [
   'paper2_models.py',
   'paper2_models.py:conv2-k3-d64-h8-20k@128',
   'paper2_models.py:conv2-k3-d64-h8@96d8',
+  'paper2_models.py:conv2-k3-d64-h8@96d8-recommended',
   *(f'{stem}.py:{part}' for stem in ('quickstart', 'microworld') for part in PARTS),
   'tiny.py',
   'tiny.py:corpus',
@@ -321,6 +323,24 @@ def test_a_scaled_width_keeps_its_ratio(name: str, hidden: int, heads: int):
 def test_names_that_are_not_models_are_refused(name: str):
   with pytest.raises(InputError, match=f'{name!r}|width of 4'):
     recipe.load(f'configs/paper2_models.py:{name}')
+
+
+def test_recommended_settings_keep_the_sizes_of_a_model():
+  published, changed = (
+    recipe.resolve(recipe.load(f'configs/paper2_models.py:{name}'), 'pretrain')
+    for name in ('conv2-k3-d64-h8-20k@96d8', 'conv2-k3-d64-h8-20k@96d8-recommended')
+  )
+  names = ('norm', 'positions', 'initialization', 'dropout', 'short_convolution')
+  assert [getattr(changed.model, name) for name in names] == ['pre', 'rotary', 'standard', 0.0, 3]
+  settings = {name: getattr(published.model, name) for name in names}
+  assert dataclasses.replace(changed.model, **settings) == published.model
+  assert changed.num_steps == published.num_steps == 31_250
+  optimizer = changed.optimizer
+  assert (optimizer.algorithm, optimizer.schedule, optimizer.warmup_fraction) == (
+    'muon',
+    'linear',
+    0.05,
+  )
 
 
 def test_names_with_a_width_can_be_combined():

@@ -3,7 +3,8 @@
 A committee predicts by the mean probability of its members. Its members are pre-trained models with
 one seed of fine-tuning. A folder of `minilm committee` thus has a committee for each seed, and
 scores are paired by seed. The deep model is the deepest fine-tuned run without convolutions. It is
-deeper than every member and, if possible, has as many training rows.
+deeper than every member and, if possible, has as many training rows. Of several such runs, those
+with the most pre-training count.
 """
 
 import dataclasses
@@ -268,7 +269,10 @@ def _is_deeper(training_set: TrainingSet, committee: SeedCommittee) -> bool:
 def _select_deepest(
   committee: SeedCommittee, rows: Sequence[ScoreRow], sets: Mapping[str, TrainingSet]
 ) -> list[ScoreRow]:
-  """Returns the rows of the deepest runs with scores on the same examples."""
+  """Returns the rows of the deepest runs with scores on the same examples.
+
+  Of these runs, those with the most pre-training count.
+  """
   candidates = [
     row
     for row in rows
@@ -278,9 +282,11 @@ def _select_deepest(
     and _is_deeper(sets[row.checkpoint], committee)
   ]
   same_rows = [row for row in candidates if sets[row.checkpoint].rows == committee.rows]
-  layers = {id(row): sets[row.checkpoint].model['num_layers'] for row in same_rows or candidates}
-  deepest = max(layers.values(), default=0)
-  return [row for row in same_rows or candidates if layers[id(row)] == deepest]
+  ranks = [
+    (sets[row.checkpoint].model['num_layers'], sets[row.checkpoint].rows_seen)
+    for row in same_rows or candidates
+  ]
+  return [row for row, rank in zip(same_rows or candidates, ranks) if rank == max(ranks)]
 
 
 def _average_by_seed(scores_by_seed: Sequence[BySeed]) -> dict[int, float]:

@@ -165,48 +165,18 @@ def make_score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
   return rows
 
 
-def choose_rates(lines: Iterable[ScoreLine]) -> tuple[float | None, ...]:
-  """Returns the learning rate with the highest mean `validation_score` over seeds.
-
-  Scores that are not finite count as 0. Of rates with equal scores the lowest is chosen.
-
-  Returns all rates if no examples were held out. The lines differ in seed, learning rate and epoch
-  alone.
-  """
-  lines = list(lines)
-  rates = tuple(sorted({line['learning_rate'] for line in lines}, key=to_float))
-  epoch_choice = _choose_epoch(lines)
-  candidates = [line for line in lines if line['epoch_choice'] == epoch_choice]
-  if len(rates) < 2 or all(line['validation_score'] is None for line in candidates):
-    return rates
-  means = []
-  for rate in rates:
-    by_seed = {
-      line['seed']: to_float(line['validation_score'])
-      for line in candidates
-      if line['learning_rate'] == rate
-    }
-    values = [value if math.isfinite(value) else 0 for value in by_seed.values()]
-    means.append(np.mean(values) if values else -math.inf)
-  return (rates[int(np.argmax(means))],)
-
-
-def _choose_epoch(lines: Iterable[ScoreLine]) -> str:
-  return 'best' if any(line['epoch_choice'] == 'best' for line in lines) else 'last'
-
-
 def _make_rows(
   step: int | None, pretrained: Sequence[ScoreLine], scratch: Sequence[ScoreLine]
 ) -> Iterator[ScoreRow]:
   """Yields a row for each metric and epoch, and for each rate if no rate was chosen."""
   arms = pretrained, scratch
-  rates = tuple(map(choose_rates, arms))
+  rates = tuple(map(metrics.choose_rates, arms))
   if max(map(len, rates)) > 1:
     rate_pairs = [((rate,), (rate,)) for rate in sorted({*rates[0], *rates[1]}, key=to_float)]
   else:
     rate_pairs = [rates]
   lines = [*pretrained, *scratch]
-  shown_epoch = _choose_epoch(lines)
+  shown_epoch = metrics.choose_epoch(lines)
   kinds = sorted(
     {
       (

@@ -22,10 +22,10 @@ from etils import epath
 from jaxtyping import Float
 from rich import table as rich_table
 
-from minilm_jax.core import files, lock, paths, run_dir
+from minilm_jax.core import files, lock, paths, progress, run_dir
 from minilm_jax.core.errors import TEXT, InputError
 from minilm_jax.model.heads import Classifier
-from minilm_jax.tasks import classifier
+from minilm_jax.tasks import classifier, metrics
 from minilm_jax.tasks.classifier import SavedClassifier
 from minilm_jax.tasks.committee_scores import (
   LOGIT,
@@ -73,6 +73,9 @@ def combine_both_ways(logits: Float[np.ndarray, 'M N C']) -> Iterator[Float[np.n
 def parse_members(members: str) -> list[str]:
   """Returns the folders of a `--members` flag: paths and patterns, separated by commas.
 
+  If held-out examples chose a learning rate of a run, a pattern skips the classifiers of its other
+  rates.
+
   Raises:
     InputError: The flag is empty, or a pattern matches no folder.
   """
@@ -81,6 +84,7 @@ def parse_members(members: str) -> list[str]:
     matches = paths.expand_pattern(pattern)
     if matches != [pattern]:
       matches = [path for path in paths.drop_links(matches) if epath.Path(path).is_dir()]
+      matches = _skip_other_rates(matches)
     if not matches:
       raise InputError(
         f'the members {pattern}',
@@ -95,6 +99,29 @@ def parse_members(members: str) -> list[str]:
       "give folders, as in --members='runs/x/classifier-*'",
     )
   return folders
+
+
+def _skip_other_rates(folders: Sequence[str]) -> list[str]:
+  """Returns the folders without classifiers of a learning rate that was not chosen."""
+  skipped = set()
+  for run in dict.fromkeys(epath.Path(folder).parent for folder in folders):
+    lines = list(run_dir.read_lines(run / run_dir.SCORES))
+    groups: dict[int | None, list[dict[str, Any]]] = {}
+    for line in lines:
+      groups.setdefault(line['checkpoint_step'], []).append(line)
+    chosen = {step: metrics.choose_rates(group) for step, group in groups.items()}
+    skipped |= {
+      str(run / classifier.name_member_folder(line['member']))
+      for line in lines
+      if line['learning_rate'] not in chosen[line['checkpoint_step']]
+    }
+  kept = [folder for folder in folders if folder not in skipped]
+  if len(kept) < len(folders):
+    progress.log(
+      f'{len(kept)} of {len(folders)} classifiers have the learning rate that the held-out examples '
+      'of their run chose; the others are skipped'
+    )
+  return kept
 
 
 def make_committee(members: str, workdir: epath.PathLike) -> dict[str, Any]:

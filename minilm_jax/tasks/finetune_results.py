@@ -18,10 +18,10 @@ from minilm_jax.core import files, progress, run_dir
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import metrics
+from minilm_jax.tasks.metrics import BEST_EPOCH, LAST_EPOCH
 from minilm_jax.tasks.task import REGRESSION, Task
 from minilm_jax.tasks.task_data import TRAIN_SPLIT, VALIDATION_PART, TaskData
 
-BEST_EPOCH, LAST_EPOCH = 'best', 'last'
 SUBMISSION_DIR = 'submission'  # folder of the files for the GLUE server
 _SUMMARY_KEYS = (
   'pretrained',

@@ -1,4 +1,4 @@
-"""Computes metrics, trivial baselines, calibration, and intervals over examples and over seeds.
+"""Computes metrics, baselines and intervals, and chooses learning rates by held-out scores.
 
 Metrics of a classification are functions of the confusion matrix, counts `[true, predicted]`. The
 same functions thus serve a set of examples, bootstrap samples and the expectation of a random
@@ -8,7 +8,7 @@ shares or correlations, not percentages.
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.tasks.task import REGRESSION, Task
 
 CONFIDENCE = 0.95
+BEST_EPOCH, LAST_EPOCH = 'best', 'last'  # epochs of reported scores; best on held-out examples
 POWER = 0.8  # of a test, for the smallest detectable effect
 NUM_BINS = 15  # of the calibration error
 _NUM_BOOTSTRAP = 2000  # samples; fewer samples would change the second digit of an interval
@@ -381,3 +382,37 @@ def summarize(values: Sequence[float] | Float[np.ndarray, 'n']) -> dict[str, Any
     'low': low,
     'high': high,
   }
+
+
+def choose_rates(lines: Iterable[Mapping[str, Any]]) -> tuple[float | None, ...]:
+  """Returns the learning rate with the highest mean `validation_score` over seeds.
+
+  Scores that are not finite count as 0. Of rates with equal scores the lowest is chosen. Without
+  held-out examples all rates are returned.
+
+  Args:
+    lines: lines of scores.jsonl that differ in seed, learning rate, metric and epoch alone.
+  """
+  lines = list(lines)
+  epoch_choice = choose_epoch(lines)
+  by_rate: dict[float | None, dict[int, float | None]] = {}
+  for line in lines:
+    scores = by_rate.setdefault(line['learning_rate'], {})
+    if line['epoch_choice'] == epoch_choice:
+      scores[line['seed']] = line['validation_score']
+  rates = tuple(sorted(by_rate, key=lambda rate: -math.inf if rate is None else rate))
+  validation_scores = [score for scores in by_rate.values() for score in scores.values()]
+  if len(rates) < 2 or all(score is None for score in validation_scores):
+    return rates
+  return (max(rates, key=lambda rate: _mean_or_lowest(by_rate[rate].values())),)
+
+
+def _mean_or_lowest(scores: Collection[float | None]) -> float:
+  """Returns the mean with 0 for scores that are not finite; without scores, minus infinity."""
+  values = [score if score is not None and math.isfinite(score) else 0.0 for score in scores]
+  return float(np.mean(values)) if values else -math.inf
+
+
+def choose_epoch(lines: Iterable[Mapping[str, Any]]) -> str:
+  """Returns the epoch choice that reports show."""
+  return BEST_EPOCH if any(line['epoch_choice'] == BEST_EPOCH for line in lines) else LAST_EPOCH

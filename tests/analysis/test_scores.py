@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from minilm_jax.analysis.scores import Average, average_tasks, choose_rates, make_score_table
+from minilm_jax.analysis.scores import Average, average_tasks, make_score_table
 from minilm_jax.core.errors import InputError
+from minilm_jax.tasks.metrics import choose_rates
 from tests.fake_runs import make_score_line
 
 
