@@ -506,7 +506,8 @@ def test_attention_weights_reproduce_the_output(norm: str, monkeypatch: pytest.M
   model, tokens = make_model({'norm': norm, 'num_layers': 2}).encoder, draw_tokens(2, 9)
   expected = encode(model, tokens, tokens != 1)
   weights = iter(attention_weights(model, tokens, tokens != 1))
-  monkeypatch.setattr(encoder.Attention, 'weights', lambda self, x, mask: next(weights))
+  # Weights sum to 1, so they replace the numerators of softmax.
+  monkeypatch.setattr(encoder.Attention, 'exponentials', lambda self, x, mask: next(weights))
   result = jax.jit(lambda model: model(tokens, tokens != 1))(model)
   np.testing.assert_allclose(result, expected, atol=1e-5)
 
