@@ -90,4 +90,6 @@ def draw_coins(keys: Key[Array, 'B'], shape: tuple[int, ...]) -> UInt32[Array, '
     lambda key: jax.random.bits(key, (2, *[1] * len(shape)), 'uint32'), out_axes=1
   )(keys)
   hashed = mix_bits(mix_bits(index, first), second)
-  return jnp.concatenate([hashed & 0xFFFF, hashed >> 16], axis=-1)[..., :last]
+  # XLA fuses the stack with dropout. A concatenation takes twice the time on a CPU.
+  halves = jnp.stack([hashed & 0xFFFF, hashed >> 16], axis=-2)
+  return halves.reshape(*hashed.shape[:-1], -1)[..., :last]
