@@ -6,7 +6,6 @@ error.
 """
 
 import fcntl
-import gc
 import os
 import pathlib
 import shutil
@@ -82,13 +81,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
   for item in items:
     if 'slow' in item.keywords:
       item.add_marker(pytest.mark.skip(reason='slow: add --all to run it'))
-
-
-def pytest_collection_finish() -> None:
-  """Collects garbage rarely: JAX keeps so many objects that the defaults take a tenth of the time."""
-  gc.collect()
-  gc.freeze()
-  gc.set_threshold(200_000, 50, 1_000)
 
 
 @pytest.fixture(scope='session')
