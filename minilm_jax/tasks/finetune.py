@@ -23,10 +23,9 @@ from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data.tokenizer import Tokenizer
 from minilm_jax.tasks import classifier, finetune_results, finetune_resume, finetune_step, task_data
-from minilm_jax.tasks.finetune_results import EpochResult, MemberSpec
+from minilm_jax.tasks.finetune_results import BEST_EPOCH, LAST_EPOCH, EpochResult, MemberSpec
 from minilm_jax.tasks.finetune_resume import FinetuneState
 from minilm_jax.tasks.finetune_step import FinetuneProgram
-from minilm_jax.tasks.metrics import BEST_EPOCH, LAST_EPOCH
 from minilm_jax.tasks.task_data import TRAIN_SPLIT, VALIDATION_PART, TaskData, TaskRows
 from minilm_jax.training import population, pretrained
 
