@@ -7,18 +7,18 @@ loss of the arm from scratch.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
 from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, LossCurve
-from minilm_jax.analysis.runs import group_by
+from minilm_jax.analysis.runs import group_by, select_single
 from minilm_jax.analysis.scores import Average, ScoreRow
 from minilm_jax.tasks.metrics import percentile_interval
 
-MIN_MODELS = 4  # in a correlation
+MIN_MODELS = 4  # in a correlation; also the checkpoints of one run
 LOSS, BITS = 'log-perplexity', 'bits per word'
 _MAX_RELATIVE_DIFFERENCE = 0.1  # between matched sizes or costs
 _MIN_UNEXPLAINED = 1e-9  # rounding of a correlation of 1
@@ -80,6 +80,29 @@ class Correlation:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainingCorrelation:
+  """Spearman's coefficient of loss and score over the checkpoints of one run.
+
+  It has no interval, because successive checkpoints are not independent.
+
+  Attributes:
+    series: name of the task or the average, with its protocol.
+    spearman: nan if a variable is constant.
+    low_loss, high_loss: range of the losses in nats.
+    low_score, high_score: range of the scores.
+  """
+
+  series: str
+  run: str
+  checkpoints: int
+  spearman: float
+  low_loss: float
+  high_loss: float
+  low_score: float
+  high_score: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Depth:
   """The difference between a deeper and a shallower model of similar size or cost.
 
@@ -110,26 +133,64 @@ def match_scores(
   steps the last counts. A model with several rows for a task, of several protocols or learning
   rates, has no score for this task.
   """
+  scored = _select_headlines(scores, averages)
   by_name = {curve.name: curve for curve in curves}
-  scored = [*(row for row in scores if row.headline and row.shown), *averages]
   left_out = [
     f'scores of {name or "a checkpoint without a name"}: the pre-training run is missing'
     for name in dict.fromkeys(row.checkpoint for row in scored)
     if name not in by_name
   ]
-  known = [row for row in scored if row.checkpoint in by_name]
   models: dict[str, list[ScoredModel]] = {}
-  for series, same_series in group_by(known, _name_series).items():
-    for name, rows in group_by(same_series, lambda row: row.checkpoint).items():
-      last_step = max((row.step for row in rows if row.step is not None), default=None)
-      last = [row for row in rows if row.step == last_step]
-      if len(last) > 1:
-        left_out.append(
-          f'{series} of {name}: {len(last)} protocols or learning rates, of which none was chosen'
-        )
-      else:
-        models.setdefault(series, []).append(_score_model(by_name[name], last[0]))
+  for series, name, rows in _group_by_run(scored, by_name):
+    last_step = max((row.step for row in rows if row.step is not None), default=None)
+    last = [row for row in rows if row.step == last_step]
+    if len(last) > 1:
+      left_out.append(
+        f'{series} of {name}: {len(last)} protocols or learning rates, of which none was chosen'
+      )
+    else:
+      models.setdefault(series, []).append(_score_model(by_name[name], last[0]))
   return models, left_out
+
+
+def correlate_checkpoints(
+  curves: Sequence[LossCurve], scores: Iterable[ScoreRow], averages: Iterable[Average]
+) -> list[TrainingCorrelation]:
+  """Returns the correlation of each run and series with `MIN_MODELS` scored checkpoints or more.
+
+  A checkpoint with several rows, of several protocols or learning rates, is left out.
+  """
+  by_name = {curve.name: curve for curve in curves}
+  correlations = []
+  for series, name, rows in _group_by_run(_select_headlines(scores, averages), by_name):
+    trained = [row for row in rows if row.step is not None and math.isfinite(row.pretrained.mean)]
+    by_step = select_single(group_by(trained, lambda row: row.step))
+    if len(by_step) < MIN_MODELS:
+      continue
+    models = [_score_model(by_name[name], row) for row in by_step.values()]
+    losses, values = (
+      np.array([[getattr(model, field) for model in models]]) for field in ('loss', 'score')
+    )
+    spearman = _compute_pearson(*(stats.rankdata(numbers, axis=1) for numbers in (losses, values)))
+    ranges = (float(end) for numbers in (losses, values) for end in (numbers.min(), numbers.max()))
+    correlations.append(TrainingCorrelation(series, name, len(models), float(spearman[0]), *ranges))
+  return correlations
+
+
+def _select_headlines(
+  scores: Iterable[ScoreRow], averages: Iterable[Average]
+) -> list[ScoreRow | Average]:
+  return [*(row for row in scores if row.headline and row.shown), *averages]
+
+
+def _group_by_run(
+  scored: Sequence[ScoreRow | Average], names: Container[str]
+) -> Iterator[tuple[str, str, list[ScoreRow | Average]]]:
+  """Yields the rows of each series and each of the named runs."""
+  known = [row for row in scored if row.checkpoint in names]
+  for series, rows in group_by(known, _name_series).items():
+    for name, of_run in group_by(rows, lambda row: row.checkpoint).items():
+      yield series, name, of_run
 
 
 def _name_series(row: ScoreRow | Average) -> str:

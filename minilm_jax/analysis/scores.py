@@ -241,9 +241,13 @@ def make_group(values: Mapping[int, float], **fields: Any) -> Group:
   return Group(**metrics.summarize(numbers), seeds=tuple(values), values=numbers, **fields)
 
 
-def select_main(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
-  """Returns the rows of reports: the chosen epoch and the last step, without single phenomena."""
-  return [row for row, is_phenomenon in _mark_phenomena(rows) if not is_phenomenon]
+def select_main(rows: Iterable[ScoreRow], every_step: bool = False) -> list[ScoreRow]:
+  """Returns the rows of reports: the chosen epoch and the last step, without single phenomena.
+
+  Args:
+    every_step: rows of all steps.
+  """
+  return [row for row, is_phenomenon in _mark_phenomena(rows, every_step) if not is_phenomenon]
 
 
 def select_phenomena(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
@@ -251,17 +255,19 @@ def select_phenomena(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
   return [row for row, is_phenomenon in _mark_phenomena(rows) if is_phenomenon]
 
 
-def _mark_phenomena(rows: Iterable[ScoreRow]) -> list[tuple[ScoreRow, bool]]:
-  """Returns the rows of the last step of each checkpoint, with a flag for single phenomena."""
+def _mark_phenomena(
+  rows: Iterable[ScoreRow], every_step: bool = False
+) -> list[tuple[ScoreRow, bool]]:
+  """Returns the rows of the last or every step of each checkpoint, with a flag for phenomena."""
 
   def make_key(row: ScoreRow) -> tuple[Any, ...]:
     return tuple(getattr(row, field) for field in _CELL_FIELDS)
 
   reported = [row for row in rows if row.shown]
   last_steps = {make_key(row): row.step for row in reported}  # rows are in the order of steps
-  last = [row for row in reported if row.step == last_steps[make_key(row)]]
-  paired_tasks = {row.task for row in last if row.split == ALL}
-  return [(row, row.task in paired_tasks and row.split != ALL) for row in last]
+  chosen = [row for row in reported if every_step or row.step == last_steps[make_key(row)]]
+  paired_tasks = {row.task for row in chosen if row.split == ALL}
+  return [(row, row.task in paired_tasks and row.split != ALL) for row in chosen]
 
 
 def compute_difference(group: Group, subtrahend: Group) -> Difference:

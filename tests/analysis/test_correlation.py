@@ -161,6 +161,33 @@ def test_the_loss_is_that_of_the_step_of_the_checkpoint():
   assert model.loss == curve.loss[curve.updates.index(300)]
 
 
+def test_checkpoints_of_a_run_have_one_coefficient():
+  """Losses fall at each step. Scores rise, but for the last two of five of the second run."""
+  curves = make_curves([2.0, 2.5, 3.0])
+  by_run = {'r0': [0.1, 0.2, 0.3, 0.4, 0.5], 'r1': [0.1, 0.2, 0.3, 0.5, 0.4], 'r2': [0.1, 0.2, 0.3]}
+  steps = curves[0].updates[-5:]
+  lines = [
+    fake_runs.make_score_line(score, task=task, checkpoint=run, checkpoint_step=step)
+    for run, values in by_run.items()
+    for step, score in zip(steps, values, strict=False)
+    for task in TASKS
+  ]
+  lines += [
+    fake_runs.make_score_line(0.9, checkpoint='r0', checkpoint_step=steps[0], learning_rate=rate)
+    for rate in (1e-4, 2e-4)
+  ]
+  rows = scores.make_score_table(lines)
+  found = correlation.correlate_checkpoints(curves, rows, scores.average_tasks(rows))
+  of_rte = {entry.run: entry for entry in found if entry.series.startswith('rte')}
+  assert set(of_rte) == {'r0', 'r1'}  # three checkpoints are too few
+  assert {run: entry.checkpoints for run, entry in of_rte.items()} == {'r0': 5, 'r1': 5}
+  assert of_rte['r0'].spearman == pytest.approx(-1)
+  assert of_rte['r1'].spearman == pytest.approx(-0.9)  # 1 - 6 * 2 / (5 * 24)
+  assert (of_rte['r1'].low_score, of_rte['r1'].high_score) == (0.1, 0.5)
+  assert of_rte['r1'].low_loss == curves[1].loss[-1] < of_rte['r1'].high_loss
+  assert any(entry.series.startswith('average') and entry.run == 'r1' for entry in found)
+
+
 def test_models_with_several_vocabularies_are_compared_by_bits_per_word():
   curves = [
     fake_runs.make_scaling_curve(

@@ -62,8 +62,9 @@ def report(
 
   - All runs: scores.csv, averages.csv, runs.csv; figures scores, learning and training (by epoch),
     trajectory (by step of the checkpoint), loss.
-  - Two or more pre-training runs: frontier.csv, fits.json, cost.csv, correlation.csv, depth.csv,
-    models.csv; figures compute, plane, against (scores against perplexity), gain.
+  - Two or more pre-training runs: frontier.csv, fits.json, cost.csv, correlation.csv,
+    training_correlation.csv (over checkpoints of a run), depth.csv, models.csv; figures compute,
+    plane, against (scores against perplexity), gain.
   - Training sets of several sizes or overlaps: gap.csv, slopes.csv; figures gap-size, gap-overlap.
   - Paper 2: verdicts.csv, matches.csv (committee at equal cost), latency.csv, committees.csv and a
     figure for each committee.
@@ -163,8 +164,8 @@ def _report_runs(
   num_models = sum(row.kind == 'pretrain' for row in run_rows)
   scaling = scaling_report.study_models(
     comparable,
-    select_main(score_rows),
-    latest_averages,
+    select_main(score_rows, every_step=True),
+    averages,
     [*(curves.left_out if num_models >= scaling_report.MIN_MODELS else ()), *other_sets.values()],
     failed,
     draws,

@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from minilm_jax.analysis import correlation, cost_effectiveness, power_laws, scaling_study
-from minilm_jax.analysis.correlation import LOSS, Correlation, Depth, ScoredModel
+from minilm_jax.analysis.correlation import (
+  LOSS,
+  Correlation,
+  Depth,
+  ScoredModel,
+  TrainingCorrelation,
+)
 from minilm_jax.analysis.cost_effectiveness import Option, Step
 from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
@@ -91,6 +97,7 @@ class ScalingReport:
   options: Sequence[Option]
   models: Mapping[str, Sequence[ScoredModel]]
   correlations: Sequence[Correlation]
+  training_correlations: Sequence[TrainingCorrelation]
   depths: Sequence[Depth]
   left_out: Sequence[str]
   failed: Mapping[str, str]
@@ -108,7 +115,7 @@ def study_models(
   """Returns all results that the curves and scores allow.
 
   Args:
-    scores, averages: rows, also of other checkpoints.
+    scores, averages: rows of every step, also of other checkpoints.
     draws: resamples for each interval.
     unfinished: include runs before the end of their schedule in the laws.
 
@@ -132,7 +139,7 @@ def study_models(
       left_out.append(
         f'scaling study: {MIN_MODELS} evaluated models are needed, there are {len(curves)}'
       )
-    return ScalingReport(curves, numbers, None, [], [], {}, [], [], left_out, failed)
+    return ScalingReport(curves, numbers, None, [], [], {}, [], [], [], left_out, failed)
   models, reasons = correlation.match_scores(curves, scores, averages)
   left_out += reasons
   vocabularies = {curve.name: curve.shape.vocabulary for curve in curves}
@@ -156,6 +163,7 @@ def study_models(
     options,
     models,
     correlations,
+    correlation.correlate_checkpoints(curves, scores, averages),
     correlation.compare_depths(curves, models),
     left_out,
     failed,
@@ -172,6 +180,7 @@ def answer_questions(results: ScalingReport) -> Iterator[Answer]:
     if summary.compared == 'validation loss':
       yield _answer_depth(summary)
   yield from _answer_correlations(results.correlations)
+  yield from _answer_training(results.training_correlations)
 
 
 def _answer_laws(study: ScalingStudy) -> Iterator[Answer]:
@@ -271,6 +280,23 @@ def _answer_correlations(correlations: Sequence[Correlation]) -> Iterator[Answer
     )
 
 
+def _answer_training(correlations: Sequence[TrainingCorrelation]) -> Iterator[Answer]:
+  """Yields the coefficients of the runs for the first average, or else the first task."""
+  averages = [entry for entry in correlations if entry.series.startswith('average')]
+  chosen = averages or correlations
+  runs = [entry for entry in chosen if entry.series == chosen[0].series]
+  defined = [entry.spearman for entry in runs if math.isfinite(entry.spearman)]
+  if not defined:
+    return
+  falls = sum(value < 0 for value in defined)
+  yield Answer(
+    f'Do scores rise as the loss of a run falls ({runs[0].series})?',
+    f'in {falls} of {len(runs)} runs',
+    f'Spearman’s ρ {min(defined):+.2f} to {max(defined):+.2f}',
+    ['Successive checkpoints of a run are not independent, so there is no interval.'],
+  )
+
+
 def make_sections(
   results: ScalingReport, pictures: Mapping[str, Sequence[str]]
 ) -> Iterator[Section]:
@@ -283,6 +309,11 @@ def make_sections(
     yield from _make_table('Fitted laws', scaling_tables.FIT_FORMAT, study.fits)
   yield from _make_table('Cost-effectiveness', scaling_tables.STEP_FORMAT, results.steps)
   yield from _make_table('Correlations', scaling_tables.CORRELATION_FORMAT, results.correlations)
+  yield from _make_table(
+    'Correlations during training',
+    scaling_tables.TRAINING_CORRELATION_FORMAT,
+    results.training_correlations,
+  )
   summaries = summarize_depths(results.depths)
   yield from _make_table('Depth', scaling_tables.DEPTH_SUMMARY_FORMAT, summaries)
   yield from _make_table('Pairs of depths', scaling_tables.DEPTH_FORMAT, results.depths)
@@ -315,6 +346,10 @@ def make_files(results: ScalingReport) -> tuple[dict[str, bytes], dict[str, list
     return {}, {}
   contents, pictures = figures.encode(draw_figures(results))
   fits = [power_laws.fit_to_json(fit) for fit in results.study.fits]
+  if results.training_correlations:
+    contents['training_correlation.csv'] = as_csv(
+      TrainingCorrelation, results.training_correlations
+    )
   return contents | {
     'frontier.csv': as_csv(Point, results.study.frontier),
     'cost.csv': as_csv(Step, results.steps),

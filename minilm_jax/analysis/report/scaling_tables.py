@@ -238,6 +238,19 @@ CORRELATION_FORMAT = TableFormat(
     'scratch.',
   ),
 )
+TRAINING_CORRELATION_FORMAT = TableFormat(
+  2,
+  (
+    ('score', lambda row: row.series),
+    ('run', lambda row: row.run),
+    ('checkpoints', lambda row: str(row.checkpoints)),
+    ('Spearman', lambda row: f'{row.spearman:+.2f}' if math.isfinite(row.spearman) else NONE),
+    ('loss', lambda row: f'{row.low_loss:.2f} to {row.high_loss:.2f}'),
+    ('scores', lambda row: f'{100 * row.low_score:.1f} to {100 * row.high_score:.1f}'),
+  ),
+  'Rank correlation of loss and score over the checkpoints of one run.',
+  ('There is no interval, because successive checkpoints are not independent.',),
+)
 DEPTH_SUMMARY_FORMAT = TableFormat(
   2,
   (
