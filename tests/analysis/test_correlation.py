@@ -161,6 +161,15 @@ def test_the_loss_is_that_of_the_step_of_the_checkpoint():
   assert model.loss == curve.loss[curve.updates.index(300)]
 
 
+def test_the_detectable_coefficient_is_found_in_four_of_five_samples():
+  """Ten points of a bivariate normal distribution; the test of Pearson's coefficient at 5%."""
+  rho, rng = correlation.smallest_detectable_coefficient(10), np.random.default_rng(0)
+  x, noise = rng.normal(size=(2, 2000, 10))
+  y = rho * x + math.sqrt(1 - rho**2) * noise
+  assert 0.8 <= np.mean(stats.pearsonr(x, y, axis=1).pvalue < 0.05) < 0.87
+  assert correlation.smallest_detectable_coefficient(3) == 1
+
+
 def test_checkpoints_of_a_run_have_one_coefficient():
   """Losses fall at each step. Scores rise, but for the last two of five of the second run."""
   curves = make_curves([2.0, 2.5, 3.0])

@@ -19,6 +19,7 @@ from minilm_jax.analysis.correlation import (
   Depth,
   ScoredModel,
   TrainingCorrelation,
+  smallest_detectable_coefficient,
 )
 from minilm_jax.analysis.cost_effectiveness import Option, Step
 from minilm_jax.analysis.frontier import Point
@@ -277,6 +278,10 @@ def _answer_correlations(correlations: Sequence[Correlation]) -> Iterator[Answer
       f'Does a lower validation loss come with a higher score ({entry.series})?',
       verdict,
       f'Spearman’s ρ {format_estimate(rho)} over {entry.models} models',
+      [
+        f'So many models find a coefficient of {smallest_detectable_coefficient(entry.models):.2f} '
+        'with a power of 80%.'
+      ],
     )
 
 
