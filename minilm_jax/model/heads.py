@@ -5,8 +5,10 @@ arithmetic of a tiny model. Logits are float32 for every `config.dtype`.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Integer, Key
@@ -184,18 +186,37 @@ class Regressor(Classifier):
 
 def init_masked_language_model(config: EncoderConfig, key: Key[Array, '']) -> MaskedLanguageModel:
   """Returns a model with initial parameters for pre-training."""
-  return _initialize(MaskedLanguageModel(config, nnx.Rngs(key)), config, key)
+  return _initialize(MaskedLanguageModel, (config,), key)
 
 
 def init_classifier(
   config: EncoderConfig, head: HeadConfig, classes: int, key: Key[Array, '']
 ) -> Classifier:
   """Returns a model with initial parameters for a task; `classes=0` is a regression."""
-  rngs = nnx.Rngs(key)
-  model = Classifier(config, head, classes, rngs) if classes else Regressor(config, head, rngs)
-  return _initialize(model, config, key)
+  if classes:
+    return _initialize(Classifier, (config, head, classes), key)
+  return _initialize(Regressor, (config, head), key)
 
 
-def _initialize(model: M, config: EncoderConfig, key: Key[Array, '']) -> M:
-  # A custom encoder initializes its parameters in __init__.
-  return initialize(model, config.initialization, key, 'encoder.' if config.encoder else '')
+def _initialize(model_class: Callable[..., M], sizes: tuple[Any, ...], key: Key[Array, '']) -> M:
+  config = sizes[0]
+  if config.encoder:
+    # A custom encoder initializes its parameters in __init__.
+    return initialize(model_class(*sizes, nnx.Rngs(key)), config.initialization, key, 'encoder.')
+  return initialize(_trace_shapes(model_class, sizes), config.initialization, key)
+
+
+class _ConstantRngs(nnx.Rngs):
+  """Has one key for all parameters, whose values are not used.
+
+  The counter of `nnx.Rngs` takes most of the time of tracing a model.
+  """
+
+  def params(self) -> Key[Array, '']:
+    return jax.random.key(0)
+
+
+@functools.lru_cache(maxsize=64)
+def _trace_shapes(model_class: Callable[..., M], sizes: tuple[Any, ...]) -> M:
+  """Returns a model with shapes in place of parameters, as `initialize` draws all of them."""
+  return jax.eval_shape(lambda: model_class(*sizes, _ConstantRngs()))

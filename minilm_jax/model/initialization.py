@@ -33,7 +33,7 @@ def initialize(model: M, rule: str, key: Key[Array, ''], skip_prefix: str = '') 
   statistics at mean 0 and variance 1.
 
   Args:
-    model: A module; paths name its parameters.
+    model: A module with arrays or shapes; paths name its parameters.
     rule: 'standard', 'paper1' or 'bert'.
     key: A key of the INIT or HEAD stream.
     skip_prefix: Parameters with this prefix keep their values; '' skips none.
@@ -43,7 +43,9 @@ def initialize(model: M, rule: str, key: Key[Array, ''], skip_prefix: str = '') 
     path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(model)
   }
 
-  def draw_parameter(path: tuple, leaf: Float[Array, '*S']) -> Float[Array, '*S']:
+  def draw_parameter(
+    path: tuple, leaf: Float[Array, '*S'] | Float[jax.ShapeDtypeStruct, '*S']
+  ) -> Float[Array, '*S'] | Float[jax.ShapeDtypeStruct, '*S']:
     name = path_name(path)
     parameter_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     module, _, kind = name.rpartition('.')
