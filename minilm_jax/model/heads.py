@@ -198,12 +198,16 @@ def init_classifier(
   return _initialize(Regressor, (config, head), key)
 
 
-def _initialize(model_class: Callable[..., M], sizes: tuple[Any, ...], key: Key[Array, '']) -> M:
-  config = sizes[0]
+def _initialize(
+  model_class: Callable[..., M], arguments: tuple[Any, ...], key: Key[Array, '']
+) -> M:
+  config = arguments[0]
   if config.encoder:
     # A custom encoder initializes its parameters in __init__.
-    return initialize(model_class(*sizes, nnx.Rngs(key)), config.initialization, key, 'encoder.')
-  return initialize(_trace_shapes(model_class, sizes), config.initialization, key)
+    return initialize(
+      model_class(*arguments, nnx.Rngs(key)), config.initialization, key, 'encoder.'
+    )
+  return initialize(_trace_shapes(model_class, arguments), config.initialization, key)
 
 
 class _ConstantRngs(nnx.Rngs):
@@ -217,6 +221,6 @@ class _ConstantRngs(nnx.Rngs):
 
 
 @functools.lru_cache(maxsize=64)
-def _trace_shapes(model_class: Callable[..., M], sizes: tuple[Any, ...]) -> M:
+def _trace_shapes(model_class: Callable[..., M], arguments: tuple[Any, ...]) -> M:
   """Returns a model with shapes in place of parameters, as `initialize` draws all of them."""
-  return jax.eval_shape(lambda: model_class(*sizes, _ConstantRngs()))
+  return jax.eval_shape(lambda: model_class(*arguments, _ConstantRngs()))

@@ -165,3 +165,23 @@ def test_the_head_drops_only_with_a_key():
     for seed in (0, 1)
   )
   assert np.abs(first - second).max() > 1e-3
+
+
+def test_models_of_one_configuration_are_built_once_and_share_nothing(
+  monkeypatch: pytest.MonkeyPatch,
+):
+  """The first model loses a part and a parameter; the second has both."""
+  config, built = dataclasses.replace(SMALL, vocab_size=47), []
+  encoder = heads.Encoder
+  monkeypatch.setattr(heads, 'Encoder', lambda *arguments: built.append(1) or encoder(*arguments))
+  first, second, other = (
+    heads.init_masked_language_model(config, jax.random.key(seed)) for seed in (0, 0, 1)
+  )
+  assert len(built) == 1
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+  kernels = [np.asarray(model.transform.kernel[...]) for model in (second, other)]
+  assert not np.array_equal(*kernels)
+  first.encoder = None
+  first.transform.kernel[...] = jnp.zeros(kernels[0].shape)
+  third = heads.init_masked_language_model(config, jax.random.key(0))
+  jax.tree.map(np.testing.assert_array_equal, second, third)
