@@ -233,6 +233,7 @@ CORRELATION_FORMAT = TableFormat(
   'Correlation over models with 95% intervals; a negative one pairs a lower loss with a higher score.',
   (
     'Intervals resample models. Log-perplexity is the validation loss.',
+    'The interval of a coefficient of 1 or -1 has no width, as each resample is in perfect order too.',
     '“At equal size” is the partial coefficient at a constant number of parameters.',
     '“With untrained” adds each model before training, with a loss of ln V and its score from '
     'scratch.',
