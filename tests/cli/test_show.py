@@ -64,7 +64,7 @@ def test_overrides_change_the_facts(capsys):
 def test_facts_contain_the_complete_recipe(capsys):
   for name, kind in (
     ('paper1.py:sweet-dragon-4', 'pretrain'),
-    ('glue.py:microworld/entailment', 'finetune'),
+    ('glue.py:microworld/sentiment', 'finetune'),
   ):
     facts = show_json(capsys, f'--config=configs/{name}')
     assert recipe.resolve(facts['recipe'], kind) == recipe.resolve(
