@@ -6,7 +6,7 @@ parameter depends only on the seed and its path, not on other parts of the model
 
 import math
 import zlib
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -45,12 +45,12 @@ def initialize(model: M, rule: str, key: Key[Array, ''], skip_prefix: str = '') 
 
   def draw_parameter(
     path: tuple, leaf: Float[Array, '*S'] | Float[jax.ShapeDtypeStruct, '*S']
-  ) -> Float[Array, '*S'] | Float[jax.ShapeDtypeStruct, '*S']:
+  ) -> Float[Array, '*S']:
     name = path_name(path)
     parameter_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     module, _, kind = name.rpartition('.')
     if skip_prefix and name.startswith(skip_prefix):
-      return leaf
+      return cast(Array, leaf)  # a part with a prefix has arrays
     if 'short_convolution.' in name:
       return jnp.zeros_like(leaf)
     if is_statistic(name):

@@ -187,6 +187,8 @@ def test_checkpoints_of_a_run_have_one_coefficient():
   ]
   rows = scores.make_score_table(lines)
   found = correlation.correlate_checkpoints(curves, rows, scores.average_tasks(rows))
+  of_cola = {entry.run: entry for entry in found if entry.series.startswith('cola')}
+  assert of_cola['r0'].checkpoints == 4  # one has two learning rates, of which none was chosen
   of_rte = {entry.run: entry for entry in found if entry.series.startswith('rte')}
   assert set(of_rte) == {'r0', 'r1'}  # three checkpoints are too few
   assert {run: entry.checkpoints for run, entry in of_rte.items()} == {'r0': 5, 'r1': 5}

@@ -43,7 +43,7 @@ from minilm_jax.analysis.scaling_study import (
   format_constant,
   select_laws,
 )
-from minilm_jax.analysis.scores import Average, ScoreRow, format_interval
+from minilm_jax.analysis.scores import Average, ScoreRow, format_interval, select_latest
 from minilm_jax.core.errors import InputError
 
 MIN_MODELS = 2  # of a scaling study
@@ -141,7 +141,7 @@ def study_models(
         f'scaling study: {MIN_MODELS} evaluated models are needed, there are {len(curves)}'
       )
     return ScalingReport(curves, numbers, None, [], [], {}, [], [], [], left_out, failed)
-  models, reasons = correlation.match_scores(curves, scores, averages)
+  models, reasons = correlation.match_scores(curves, scores, select_latest(averages))
   left_out += reasons
   vocabularies = {curve.name: curve.shape.vocabulary for curve in curves}
   scored = {model.name for of_task in models.values() for model in of_task}
