@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from configs import base, glue
-from minilm_jax.analysis import loss_curves
+from minilm_jax.analysis import logged_table
 from minilm_jax.analysis.loss_curves import LossCurve, ModelShape
 from minilm_jax.core import files, recipe, run_dir
 
@@ -593,7 +593,7 @@ def read_paper1_curves(data: pathlib.Path) -> list[LossCurve]:
   path = data / 'honey_logs' / 'eval_results.csv.gz'
   if not path.is_file():
     pytest.skip(f'needs the logged table; {path} does not exist')
-  return loss_curves.read_csv(path)
+  return logged_table.read_csv(path)
 
 
 def draw_run_ends(

@@ -196,9 +196,8 @@ def read_pairs(path: pathlib.Path) -> Any:
 
 
 def read_logged(path: pathlib.Path) -> Any:
-  from minilm_jax.analysis import loss_curves
 
-  return loss_curves.read_csv(path)
+  return logged_table.read_csv(path)
 
 
 def read_recipe(path: pathlib.Path) -> Any:

@@ -31,6 +31,7 @@ LAYERS = {
   'tasks': 5,
   'evaluation': 6,
   'bench': 6,
+  'analysis.laws': 5,
   'analysis': 6,
   'analysis.report': 7,
   'interop': 7,

@@ -14,12 +14,20 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from etils import epath
 
-from minilm_jax.analysis import committee_study, frontier, pretraining_gap, runs, scores
+from minilm_jax.analysis import (
+  committee_study,
+  frontier,
+  pretraining_gap,
+  runs,
+  scores,
+  training_sets,
+)
 from minilm_jax.analysis.committee_study import CommitteeComparison, Match, Measurements
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
-from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, TrainingSet
+from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import ScoreRow, make_score_table, select_main
+from minilm_jax.analysis.training_sets import TrainingSet
 from minilm_jax.core import files, paths, run_dir
 from minilm_jax.tasks import metrics
 
@@ -115,7 +123,7 @@ def find_verdicts(
   included = {name: path for name, path in run_paths.items() if name not in excluded}
   rows = select_main(make_score_table(runs.read_scores(included)))
   sets = {
-    training_set.name: training_set for training_set in pretraining_gap.read_training_sets(included)
+    training_set.name: training_set for training_set in training_sets.read_training_sets(included)
   }
   by_series, _ = pretraining_gap.select_single_rows(rows, sets)
   gaps = pretraining_gap.find_gaps(included, rows, 1).points

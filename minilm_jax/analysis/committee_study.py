@@ -17,9 +17,9 @@ from etils import epath
 
 from minilm_jax.analysis import runs, scores
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
-from minilm_jax.analysis.pretraining_gap import TrainingSet
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import TUNINGS, ScoreRow
+from minilm_jax.analysis.training_sets import TrainingSet
 from minilm_jax.core import files, paths, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import committee_scores, metrics

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from minilm_jax.analysis import power_laws
+from minilm_jax.analysis.laws import power_laws
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve, ModelShape
 from minilm_jax.analysis.runs import group_by
 from minilm_jax.tasks.metrics import percentile_interval

@@ -6,10 +6,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from minilm_jax.analysis import broken_laws, frontier, power_laws
+from minilm_jax.analysis import frontier
 from minilm_jax.analysis.frontier import Plateau, Point
+from minilm_jax.analysis.laws import broken_laws, power_laws
+from minilm_jax.analysis.laws.power_laws import Fit
 from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, KAPLAN, LossCurve
-from minilm_jax.analysis.power_laws import Fit
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks.metrics import percentile_interval
 

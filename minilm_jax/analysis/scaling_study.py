@@ -10,10 +10,11 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from minilm_jax.analysis import broken_laws, frontier, scaling_fits
+from minilm_jax.analysis import frontier, scaling_fits
 from minilm_jax.analysis.frontier import Plateau, Point
+from minilm_jax.analysis.laws import broken_laws
+from minilm_jax.analysis.laws.power_laws import LOGS, PIECES, POWER, Fit
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
-from minilm_jax.analysis.power_laws import LOGS, PIECES, POWER, Fit
 from minilm_jax.analysis.scaling_fits import (
   ENDS,
   ENVELOPE,

@@ -14,7 +14,7 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax.analysis.report import report
+from minilm_jax.analysis.report import report, tables
 from minilm_jax.core import lock, progress, recipe, run_dir
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data import build
@@ -67,7 +67,7 @@ def run_stages(recipes: Mapping[str, Any], workdir: epath.Path) -> dict[str, Any
   starts = (checkpoint.latest_step(workdir / 'pretrain'), None)
   lines = finetune.finetune(config, workdir / 'pretrain', workdir / 'task', starts)
   paths = report.report([workdir / 'pretrain', workdir / 'task'], workdir / 'report')
-  report.print_tables(lines)
+  tables.print_scores(lines)
   for path in paths.values():
     print(path)
   return paths

@@ -68,13 +68,13 @@ def import_model(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
 
 def finetune(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   """Fine-tunes checkpoints on tasks; raises InputError at the end if tasks failed."""
-  from minilm_jax.analysis.report import report
+  from minilm_jax.analysis.report import tables
   from minilm_jax.tasks import suite
 
   lines, errors = suite.finetune_all(
     configs, flags.checkpoint, flags.workdir, flags.from_scratch, flags.with_scratch
   )
-  report.print_tables(lines)
+  tables.print_scores(lines)
   if errors:
     raise InputError(
       f'scores on {len(configs)} tasks',

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import paper2_data_sizes, tiny
-from minilm_jax.analysis import claims, committee_study, loss_curves, pretraining_gap, runs
+from minilm_jax.analysis import claims, committee_study, loss_curves, runs, training_sets
 from minilm_jax.analysis.claims import FAILS, HOLDS, OPEN, ClaimResults, Verdict
 from minilm_jax.analysis.report import report
 from minilm_jax.core import files, recipe, run_dir
@@ -126,7 +126,7 @@ def test_a_run_on_the_plateau_leaves_a_claim_undecided():
     name: make_loss_curve(name, updates[:count], loss[:count], counts=('actual',))
     for name, count in (('left', 100), ('stays', 40))
   }
-  training_set = pretraining_gap.TrainingSet(
+  training_set = training_sets.TrainingSet(
     'left', '', '[{}, "abc"]', 10, 1000, 10, 500, 0, '', math.nan, False, '', ''
   )
   sets = {name: dataclasses.replace(training_set, name=name) for name in curves}

@@ -16,10 +16,10 @@ from minilm_jax.analysis.committee_study import (
   SeedCommittee,
 )
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve, ModelShape
-from minilm_jax.analysis.pretraining_gap import TrainingSet
 from minilm_jax.analysis.report import paper2_sections
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import ScoreRow, make_score_table
+from minilm_jax.analysis.training_sets import TrainingSet
 from tests.fake_runs import make_score_line
 
 SHALLOW, DEEP = (

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from minilm_jax.analysis import cost_effectiveness, loss_curves
+from minilm_jax.analysis import cost_effectiveness, logged_table
 from minilm_jax.analysis.cost_effectiveness import Step
 from tests import fake_runs
 
@@ -28,7 +28,7 @@ ICER = (
 @pytest.fixture(scope='module')
 def steps(data: pathlib.Path) -> list[Step]:
   return cost_effectiveness.find_steps(
-    loss_curves.read_csv(data / 'honey_logs' / 'eval_results.csv.gz')
+    logged_table.read_csv(data / 'honey_logs' / 'eval_results.csv.gz')
   )
 
 

@@ -212,19 +212,6 @@ def test_undefined_scores_are_no_points(tmp_path: pathlib.Path):
   assert {point.checkpoint for point in study_gaps(tmp_path).points} == {'n1000', 'n2000'}
 
 
-def test_a_scaling_study_uses_the_largest_set(tmp_path: pathlib.Path):
-  for rows in (1000, 2000, 100_000):
-    write_subset_run(tmp_path / f'n{rows}', rows)
-  write_subset_run(tmp_path / 'part', 3000, overlap=0.9)
-  write_subset_run(tmp_path / 'twin', 100_000)
-  left_out = pretraining_gap.find_other_sets(
-    pretraining_gap.read_training_sets(runs.find_runs([str(tmp_path)]))
-  )
-  assert set(left_out) == {'n1000', 'n2000', 'part'} and all(
-    '100,000 rows' in reason for reason in left_out.values()
-  )
-
-
 def make_gap(tokens: int, values: list[float], **fields: Any) -> Gap:
   """Returns a gap with values by seed, at a size or an overlap."""
   mean = float(np.mean(values))

@@ -9,7 +9,7 @@ import pytest
 
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.report import report
-from minilm_jax.core import run_dir
+from minilm_jax.core import files, run_dir
 from tests import fake_runs
 
 
@@ -68,3 +68,13 @@ def test_runs_that_moved_together_stay_connected(
   assert set(run_paths) == {'runs/tiny', 'runs/ft', 'tiny'}
   assert runs.resolve_source(run_paths, run_paths['runs/ft']) == 'runs/tiny'
   assert {line['checkpoint'] for line in runs.read_scores(run_paths)} == {'runs/tiny'}
+
+
+def test_failed_points_are_listed_until_they_succeed(tmp_path: pathlib.Path):
+  failure = {'asked': 'a finite train loss', 'found': 'nan', 'remedy': 'lower the rate'}
+  for name in ('a', 'b'):
+    (tmp_path / 'sweep' / name).mkdir(parents=True)
+    files.write_json(tmp_path / 'sweep' / name / run_dir.FAILURE, failure)
+  assert runs.read_failures([tmp_path / 'sweep']) == dict.fromkeys('ab', 'a finite train loss: nan')
+  files.write_json(tmp_path / 'sweep' / 'a' / run_dir.RESULT, {})
+  assert list(runs.read_failures([tmp_path / 'sweep'])) == ['b']

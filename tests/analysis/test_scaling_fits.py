@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from minilm_jax.analysis import frontier, power_laws, scaling_fits
+from minilm_jax.analysis import frontier, scaling_fits
+from minilm_jax.analysis.laws import power_laws
 from minilm_jax.core.errors import InputError
 from tests.fake_runs import make_loss_curve, read_paper1_curves
 

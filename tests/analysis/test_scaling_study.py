@@ -8,7 +8,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from minilm_jax.analysis import frontier, power_laws, scaling_fits, scaling_study
+from minilm_jax.analysis import frontier, scaling_fits, scaling_study
+from minilm_jax.analysis.laws import power_laws
 from minilm_jax.analysis.scaling_study import (
   CONCLUSIONS,
   ScalingStudy,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minilm_jax.analysis import loss_curves
+from minilm_jax.analysis import logged_table
 from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus, documents, filters, tokenizer
@@ -44,8 +44,8 @@ def test_an_endless_file_is_refused(small_limits):
 READERS: dict[str, Callable[[pathlib.Path], object]] = {
   'a.json': lambda path: files.read_json(path, 'x'),
   'a.model': tokenizer.load_tokenizer,
-  'a.csv.gz': loss_curves.read_csv,
-  'b.csv': loss_curves.read_csv,
+  'a.csv.gz': logged_table.read_csv,
+  'b.csv': logged_table.read_csv,
   'b.json': lambda path: list(loading.read_fewrel_rows(path, False)),
   'b.json.gz': lambda path: list(loading.read_fewrel_rows(path, False)),
   'a.jsonl': lambda path: list(run_dir.read_lines(path)),

@@ -5,11 +5,10 @@ Reads also unfinished runs, and never trains. The numbers come from `minilm_jax.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from etils import epath
 
-from minilm_jax.analysis import loss_curves, pretraining_gap, runs, scores
+from minilm_jax.analysis import logged_table, loss_curves, runs, scores, training_sets
 from minilm_jax.analysis.report import (
   figures,
   finetune_figures,
@@ -20,9 +19,8 @@ from minilm_jax.analysis.report import (
   tables,
 )
 from minilm_jax.analysis.report.figures import Drawing
-from minilm_jax.analysis.report.sections import Section
 from minilm_jax.analysis.scores import ScoreRow, make_score_table, select_main
-from minilm_jax.core import lock, progress
+from minilm_jax.core import lock
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.files import read_json, write_bytes, write_json
 
@@ -74,7 +72,7 @@ def report(
     folders: run directories, or folders that hold them at any depth.
     workdir: directory of the files, made if absent; by default `report` in the first folder.
     confusion: also draw a confusion matrix for each classification, from logged predictions.
-    table: instead of folders, a logged table of evaluations (`loss_curves.read_csv`).
+    table: instead of folders, a logged table of evaluations (`logged_table.read_csv`).
     draws: resamples for each interval of a scaling study.
     unfinished: include runs before the end of their schedule in the laws.
 
@@ -157,7 +155,7 @@ def _report_runs(
   paper2 = paper2_sections.study_paper2(
     run_paths, failed, curves.curves, select_main(score_rows), draws
   )
-  other_sets = pretraining_gap.find_other_sets(pretraining_gap.read_training_sets(run_paths))
+  other_sets = training_sets.find_other_sets(training_sets.read_training_sets(run_paths))
   comparable = [
     curve for curve in curves.curves if curve.name.partition(' member ')[0] not in other_sets
   ]
@@ -201,7 +199,7 @@ def _report_runs(
 
 def _report_table(path: epath.PathLike, draws: int, unfinished: bool) -> dict[str, bytes]:
   """Returns the contents of all files on a logged table by name."""
-  curves = loss_curves.read_csv(path)
+  curves = logged_table.read_csv(path)
   scaling = scaling_report.study_models(curves, [], [], [], {}, draws, unfinished)
   contents, pictures = scaling_report.make_files(scaling)
   contents['runs.csv'] = contents.pop('models.csv', scaling_report.encode_models([]))
@@ -250,15 +248,3 @@ def _make_dot_rows(rows: Sequence[ScoreRow]) -> list[figures.DotRow]:
     checkpoint = f' {row.checkpoint}' if has_several else ''
     dot_rows.append(figures.DotRow(f'{row.task_name}{checkpoint}', arms, baselines))
   return dot_rows
-
-
-def print_tables(lines: Sequence[Mapping[str, Any]]) -> None:
-  """Prints the tables of score lines: scores and, of several GLUE tasks, averages."""
-  rows = make_score_table(lines)
-  title = 'scores × 100: mean ± standard deviation (n) [95% interval]'
-  parts = [Section(title, table=tables.SCORE_FORMAT.fill(select_main(rows)))]
-  means = scores.select_latest(scores.average_tasks(rows))
-  if means:
-    table = tables.AVERAGE_FORMAT.fill(means)
-    parts.append(Section('averages of headline scores', table=table))
-  progress.print_table([part for section in parts for part in sections.to_terminal(section)])

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minilm_jax.analysis import correlation, cost_effectiveness, power_laws, scaling_study
+from minilm_jax.analysis import correlation, cost_effectiveness, scaling_study
 from minilm_jax.analysis.correlation import (
   LOSS,
   Correlation,
@@ -23,8 +23,9 @@ from minilm_jax.analysis.correlation import (
 )
 from minilm_jax.analysis.cost_effectiveness import Option, Step
 from minilm_jax.analysis.frontier import Point
+from minilm_jax.analysis.laws import power_laws
+from minilm_jax.analysis.laws.power_laws import PIECES, POWER
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
-from minilm_jax.analysis.power_laws import PIECES, POWER
 from minilm_jax.analysis.report import figures, scaling_figures, scaling_tables
 from minilm_jax.analysis.report.figures import Drawing
 from minilm_jax.analysis.report.scaling_figures import GAIN, SCORE, FittedLine

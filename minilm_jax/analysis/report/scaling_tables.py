@@ -8,8 +8,8 @@ import numpy as np
 
 from minilm_jax.analysis.correlation import Depth, Estimate
 from minilm_jax.analysis.cost_effectiveness import Step
+from minilm_jax.analysis.laws.power_laws import Fit, clip_exp
 from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, KAPLAN, LossCurve
-from minilm_jax.analysis.power_laws import Fit, clip_exp
 from minilm_jax.analysis.report.sections import TableFormat
 from minilm_jax.analysis.scores import NONE, format_interval
 

@@ -7,20 +7,25 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from minilm_jax.analysis.report.sections import Answer, Section, TableFormat
+from minilm_jax.analysis.report.sections import Answer, Section, TableFormat, to_terminal
 from minilm_jax.analysis.runs import RunRow
 from minilm_jax.analysis.scores import (
   ALL,
   NONE,
   Average,
   Group,
+  ScoreLine,
   ScoreRow,
+  average_tasks,
   format_interval,
   format_points,
+  make_score_table,
+  select_latest,
   select_main,
   select_phenomena,
   subtract_by_seed,
 )
+from minilm_jax.core import progress
 from minilm_jax.core.progress import format_duration
 from minilm_jax.tasks.metrics import smallest_detectable_effect
 
@@ -313,3 +318,15 @@ RUN_FORMAT = TableFormat(
   ),
   'Loss of masked tokens at fixed masks, in nats, at the last evaluation.',
 )
+
+
+def print_scores(lines: Sequence[ScoreLine]) -> None:
+  """Prints the tables of score lines: scores and, of several GLUE tasks, averages."""
+  rows = make_score_table(lines)
+  title = 'scores × 100: mean ± standard deviation (n) [95% interval]'
+  parts = [Section(title, table=SCORE_FORMAT.fill(select_main(rows)))]
+  averages = select_latest(average_tasks(rows))
+  if averages:
+    table = AVERAGE_FORMAT.fill(averages)
+    parts.append(Section('averages of headline scores', table=table))
+  progress.print_table([part for section in parts for part in to_terminal(section)])

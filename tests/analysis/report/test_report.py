@@ -281,7 +281,7 @@ def test_terminal_has_complete_numbers(home: pathlib.Path, capsys: pytest.Captur
     task='cola[bold]',
     collapsed=True,
   )
-  report.print_tables(list(runs.read_scores(runs.find_runs([home]))))
+  tables.print_scores(list(runs.read_scores(runs.find_runs([home]))))
   out, err = capsys.readouterr()
   assert err == '' and 'cola[bold]' in out
   assert (

@@ -7,7 +7,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from minilm_jax.analysis import broken_laws, frontier, power_laws
+from minilm_jax.analysis import frontier
+from minilm_jax.analysis.laws import broken_laws, power_laws
 from minilm_jax.core.errors import InputError
 from tests.fake_runs import draw_run_ends, read_paper1_curves
 

@@ -28,8 +28,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy import stats
 
-from minilm_jax.analysis import power_laws
-from minilm_jax.analysis.power_laws import Array, Fit
+from minilm_jax.analysis.laws import power_laws
+from minilm_jax.analysis.laws.power_laws import Array, Fit
 
 MIN_POINTS_A_SIDE = 3  # of different compute on each side of a break; any line fits two
 _WIDTHS = np.geomspace(0.02, 2, 8)  # of a smooth break, in units of log C
