@@ -15,7 +15,7 @@ number of points and P of constants. The interval contains all v with S(v) <= (1
 Laws with a break need 6 points of different compute; the smooth break and the intervals of pieces
 that meet need 7. With fewer, functions raise InputError, as in `power_laws.py`.
 
-`tests/analysis/test_broken_laws.py` measures the coverage on data sets of 40 runs. It is 96% for
+`tests/analysis/laws/test_broken_laws.py` measures the coverage on data sets of 40 runs. It is 96% for
 the power law and the law with offset, and 95-97% for pieces that meet.
 
 If the interval of C0 ends at the edge of the possible breaks, the data does not determine C0. The
