@@ -196,6 +196,7 @@ def read_pairs(path: pathlib.Path) -> Any:
 
 
 def read_logged(path: pathlib.Path) -> Any:
+  from minilm_jax.analysis import logged_table
 
   return logged_table.read_csv(path)
 
