@@ -25,7 +25,7 @@ from minilm_jax.bench import competitors, machine, timing
 from minilm_jax.core import backend, progress
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.model.flops import count_parameters, flops_per_row
+from minilm_jax.model.flops import count_parameters_by_part, flops_per_row
 from minilm_jax.training import population
 
 STRATEGIES = ('map', 'vmap', 'solo', 'processes')
@@ -90,7 +90,7 @@ def bench_pretraining(
     'peak_flops_per_second': peak_flops,
     'peak_product': f'{dtype} {side} x {side}',
     'bytes_per_second': machine.measure_bandwidth(),
-    'parameters': count_parameters(config.model)['total'],
+    'parameters': count_parameters_by_part(config.model)['total'],
     'members': config.population.members,
     'batch': [config.batch_size, config.model.max_length],
     'steps': steps,

@@ -12,7 +12,7 @@ from minilm_jax.core import recipe, run_dir
 from minilm_jax.core.config import FinetuneConfig, RunConfig
 from minilm_jax.core.corpus_config import CorpusConfig
 from minilm_jax.data import documents
-from minilm_jax.model.flops import count_parameters, flops_per_row
+from minilm_jax.model.flops import count_parameters_by_part, flops_per_row
 from minilm_jax.model.initialization import path_name
 from minilm_jax.tasks import examples
 from minilm_jax.training import optimizer, pretrained, sharding, train_step
@@ -62,7 +62,7 @@ def describe_pretraining(config: RunConfig) -> dict[str, Any]:
     )
   )
   return {
-    'parameters': count_parameters(config.model),
+    'parameters': count_parameters_by_part(config.model),
     'flops_per_row': flops,
     'updates': config.num_steps,
     'warmup': optimizer.warmup_steps(config.optimizer, config.num_steps),
@@ -75,7 +75,7 @@ def describe_pretraining(config: RunConfig) -> dict[str, Any]:
     'bytes': {
       'state': config.population.members
       * sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes)),
-      'gradient': 4 * count_parameters(config.model)['total'],
+      'gradient': 4 * count_parameters_by_part(config.model)['total'],
       'logits': 4 * config.batch_size // parts * num_masked * config.model.vocab_size,
     },
     'arrays': [

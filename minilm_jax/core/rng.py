@@ -20,12 +20,12 @@ Counter = int | Int[Array, ''] | UInt[Array, '']
 class Stream(enum.IntEnum):
   """Purpose of a key. The numbers must not change, because stored runs depend on them."""
 
-  INIT = 0  # initialization of an encoder; no counters
+  INIT = 0  # initialization of a masked language model; no counters
   ORDER = 1  # order of rows; counter: epoch
   MASK = 2  # masked positions and replacement tokens; counters: epoch, row
   FROZEN_MASK = 3  # masks of evaluation, always with FROZEN_SEED; counter: row
   DROPOUT = 4  # dropped units; counters: step, index in the batch
-  HEAD = 5  # initialization of a fine-tuning head; no counters
+  HEAD = 5  # initialization of a classifier, or of an encoder from scratch; no counters
 
 
 _MAX_HASHES = 2**32  # distinct indices of `draw_coins`

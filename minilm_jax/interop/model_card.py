@@ -154,7 +154,10 @@ def _build_pretrained(folder: epath.Path, step: int | None) -> tuple[str, list[s
   config = pretrained.load_config(folder)
   step = export.resolve_checkpoint(folder, step)
   checkpoint.verify(folder, step)
-  members, parameters = config.population.members, flops.count_parameters(config.model)['total']
+  members, parameters = (
+    config.population.members,
+    flops.count_parameters_by_part(config.model)['total'],
+  )
   models, suffix = 'A masked language model', ''
   if members > 1:
     models, suffix = f'A population of {members} masked language models', ' each'
@@ -291,7 +294,7 @@ def _sanitize_digest(digest: str) -> str:
 
 def _describe_training(config: RunConfig, step: int, origin: str) -> str:
   model, optimizer, mask = config.model, config.optimizer, config.mask
-  row_flops, parameters = flops.flops_per_row(model, mask), flops.count_parameters(model)
+  row_flops, parameters = flops.flops_per_row(model, mask), flops.count_parameters_by_part(model)
   rows = step * config.batch_size
   cells = [
     ('updates', f'{step:,} of {config.num_steps:,}'),

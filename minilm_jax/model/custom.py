@@ -30,10 +30,12 @@ Rules:
 - `__init__` initializes the parameters from `rngs`; `config.initialization` applies to the head.
 - The class may read every field of `config`, and implements `dropout`, `dtype` and `remat` itself.
 - Weight decay follows paths: name tables `embedding` and norms `norm`, as in `optimizer.no_decay`.
+- Muon updates matrices named `kernel`, except below `embedding` and `convolution`. AdamW updates all
+  other arrays.
 - Test two properties: the content of pads changes nothing, and a row does not depend on other rows.
   tests/model/test_custom.py has both tests.
 
-Losses, steps and shardings are fixed; every device has a copy of the parameters.
+The class cannot change loss, step or sharding; every device has a copy of the parameters.
 """
 
 import dataclasses

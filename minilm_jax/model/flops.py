@@ -26,45 +26,35 @@ import jax.numpy as jnp
 
 from minilm_jax.core.config import MaskConfig
 from minilm_jax.core.model_config import EncoderConfig
-from minilm_jax.model.initialization import path_name
+from minilm_jax.model.heads import trace_masked_language_model
+from minilm_jax.model.initialization import is_statistic, path_name
 
 TRAINING_FACTOR = 3  # forward and backward pass relative to the forward pass
 
 
-def count_parameters(config: EncoderConfig) -> dict[str, int]:
-  """Returns the number of parameters of the masked language model.
+def count_parameters_by_part(config: EncoderConfig) -> dict[str, int]:
+  """Returns the number of parameters of the masked language model, without running statistics.
 
   `embedding` counts the embedding tables and their norm, `other` all other parameters, and `total`
   is the sum. `other` includes an untied output matrix, as in the 42 logged runs of paper 1.
   """
-  d, vocabulary = config.hidden_size, config.vocab_size
-  head = d * d + 3 * d + vocabulary + (0 if config.tied else d * vocabulary)
-  counts = _count_custom_parameters if config.encoder else _count_encoder_parameters
-  embedding, encoder = counts(config)
-  return {'embedding': embedding, 'other': encoder + head, 'total': embedding + encoder + head}
+  sizes = _list_parameter_sizes(config)
+  embedding = sum(size for path, size in sizes.items() if 'embedding' in path.split('.'))
+  total = sum(sizes.values())
+  return {'embedding': embedding, 'other': total - embedding, 'total': total}
 
 
-def _count_encoder_parameters(config: EncoderConfig) -> tuple[int, int]:
-  c, e, d, f = config, config.embedding_size, config.hidden_size, config.intermediate_size
-  positions = c.max_length + c.position_offset if c.positions == 'learned' else 0
-  embedding = (c.vocab_size + positions + c.segments) * e + 2 * e
-  projection = e * d + (3 if c.projection_norm else 1) * d if c.projection else 0
-  short_convolution = (c.short_convolution + 1) * d if c.short_convolution else 0
-  distances = c.num_heads * (2 * c.max_length - 1) if c.positions == 'relative' else 0
-  block = 4 * d * d + 9 * d + 2 * d * f + f + distances
-  blocks = c.num_layers * block + (2 * d if c.norm == 'pre' else 0)
-  return embedding, projection + short_convolution + count_front_end_parameters(c) + blocks
+def count_front_end_parameters(config: EncoderConfig) -> int:
+  """Returns the number of parameters of the convolutions, without running statistics."""
+  sizes = _list_parameter_sizes(config)
+  return sum(size for path, size in sizes.items() if path.startswith('encoder.convolution.'))
 
 
-def _count_custom_parameters(config: EncoderConfig) -> tuple[int, int]:
-  """Returns the number of elements of arrays with `embedding` in the path, and of other arrays."""
-  embedding = other = 0
-  for path, leaf in jax.tree_util.tree_leaves_with_path(_load_custom_shapes(config)):
-    if 'embedding' in path_name(path).split('.'):
-      embedding += math.prod(leaf.shape)
-    else:
-      other += math.prod(leaf.shape)
-  return embedding, other
+def _list_parameter_sizes(config: EncoderConfig) -> dict[str, int]:
+  """Returns the number of elements of each parameter by its path."""
+  leaves = jax.tree_util.tree_leaves_with_path(trace_masked_language_model(config))
+  sizes = {path_name(path): math.prod(leaf.shape) for path, leaf in leaves}
+  return {path: size for path, size in sizes.items() if not is_statistic(path)}
 
 
 def _load_custom_shapes(config: EncoderConfig) -> Any:
@@ -73,15 +63,6 @@ def _load_custom_shapes(config: EncoderConfig) -> Any:
   from minilm_jax.model.custom import load_custom_encoder
 
   return load_custom_encoder(config).shapes
-
-
-def count_front_end_parameters(config: EncoderConfig) -> int:
-  """Returns the number of parameters of the convolutions, without running statistics."""
-  if not config.convolutions:
-    return 0
-  inputs, d = _list_front_end_inputs(config), config.channels
-  layers = sum(count * d * math.prod(config.kernel) + 3 * d for count in inputs)
-  return layers + d + 1 + (2 if config.batch_norm else 2 * config.hidden_size)
 
 
 def _list_front_end_inputs(config: EncoderConfig) -> list[int]:
@@ -97,7 +78,7 @@ def flops_per_row(config: EncoderConfig, mask: MaskConfig) -> dict[str, int]:
   encoder = encoder_flops(config, config.max_length) + 2 * k * config.hidden_size**2
   return {
     'honey': paper1_flops(config),
-    'kaplan': 6 * count_parameters(config)['other'] * config.max_length,
+    'kaplan': 6 * count_parameters_by_part(config)['other'] * config.max_length,
     'actual': TRAINING_FACTOR * encoder + output,
   }
 

@@ -177,13 +177,6 @@ class Classifier(Head):
     ]
 
 
-class Regressor(Classifier):
-  """Predicts one number a row."""
-
-  def __init__(self, config: EncoderConfig, head: HeadConfig, rngs: nnx.Rngs):
-    super().__init__(config, head, 1, rngs)
-
-
 def init_masked_language_model(config: EncoderConfig, key: Key[Array, '']) -> MaskedLanguageModel:
   """Returns a model with initial parameters for pre-training."""
   return _initialize(MaskedLanguageModel, (config,), key)
@@ -193,9 +186,15 @@ def init_classifier(
   config: EncoderConfig, head: HeadConfig, classes: int, key: Key[Array, '']
 ) -> Classifier:
   """Returns a model with initial parameters for a task; `classes=0` is a regression."""
-  if classes:
-    return _initialize(Classifier, (config, head, classes), key)
-  return _initialize(Regressor, (config, head), key)
+  return _initialize(Classifier, (config, head, classes or 1), key)
+
+
+@functools.lru_cache(maxsize=64)
+def trace_masked_language_model(config: EncoderConfig) -> MaskedLanguageModel:
+  """Returns a model for pre-training with shapes in place of parameters."""
+  if config.encoder:
+    return jax.eval_shape(lambda: init_masked_language_model(config, jax.random.key(0)))
+  return _trace_shapes(MaskedLanguageModel, (config,))
 
 
 def _initialize(

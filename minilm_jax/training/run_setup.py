@@ -210,7 +210,7 @@ def _write_manifest(
       **run_dir.name_corpus(workdir, folder),
       **({run_dir.ORIGIN: dict(origin)} if origin else {}),
       'training': _measure_training_data(config, folder, corpus_manifest),
-      'parameters': flops.count_parameters(config.model),
+      'parameters': flops.count_parameters_by_part(config.model),
       'flops_per_row': flops.flops_per_row(config.model, config.mask),
       'warmup': optimizer.warmup_steps(config.optimizer, config.num_steps),
       'jax': jax.__version__,

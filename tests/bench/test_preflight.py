@@ -22,7 +22,7 @@ from minilm_jax.core import files, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.model import flops
-from minilm_jax.model.flops import count_parameters, flops_per_row
+from minilm_jax.model.flops import count_parameters_by_part, flops_per_row
 
 pytestmark = pytest.mark.usefixtures('without_compilation_cache')
 
@@ -164,7 +164,7 @@ def test_data_parallelism_sends_the_gradient_once(name: str, topology: str):
     and result['chips'] == 8
   )
   assert set(result['collectives']) == {'all-reduce'}
-  gradient = 4 * flops.count_parameters(make_config(name).model)['total']
+  gradient = 4 * flops.count_parameters_by_part(make_config(name).model)['total']
   assert gradient <= result['collectives']['all-reduce']['bytes'] <= gradient + 64
   state = 3 * gradient + 2 * 128 * result['corpus_rows']  # weights, two moments, rows
   assert state <= result['bytes']['arguments'] < 1.5 * state
@@ -183,7 +183,7 @@ def test_model_parallelism_stores_less_and_sends_more(name: str, topology: str):
   config = make_config(name, **{'mesh.model': 2})
   result = compile_recipe(config, topology)
   assert result['fits'] and result['mesh'] == {'population': 1, 'data': 4, 'model': 2}
-  state = 12 * flops.count_parameters(config.model)['total']
+  state = 12 * flops.count_parameters_by_part(config.model)['total']
   assert state / 2 < result['bytes']['arguments'] - 2 * 128 * result['corpus_rows'] < state
   assert result['collectives']['all-reduce']['count'] > 2 and 'all-gather' in result['collectives']
 
@@ -199,7 +199,7 @@ def test_a_population_sends_its_gradients_only(name: str, topology: str):
     and result['mesh'] == {'population': 4, 'data': 2, 'model': 1}
     and result['members'] == 8
   )
-  gradients = 2 * 4 * flops.count_parameters(config.model)['total']
+  gradients = 2 * 4 * flops.count_parameters_by_part(config.model)['total']
   assert set(result['collectives']) == {'all-reduce'}
   assert gradients <= result['collectives']['all-reduce']['bytes'] <= gradients + 64
 
@@ -240,7 +240,7 @@ def test_the_chunk_of_a_run_is_compiled(monkeypatch):
   chip = tpus.CHIPS['v5e']
   target = preflight.Target('v5e:2x4', chip.memory, jax.devices(), chip)
   result = preflight.describe_step(config, target)
-  gradient = 4 * count_parameters(config.model)['total']
+  gradient = 4 * count_parameters_by_part(config.model)['total']
   assert gradient <= result['collectives']['all-reduce']['bytes'] <= gradient + 64
   flops = flops_per_row(config.model, config.mask)['actual'] * 256
   assert result['milliseconds'] == pytest.approx(2e-3) and result['utilisation'] == pytest.approx(
@@ -404,7 +404,7 @@ def test_the_compiler_reads_every_gpu(name: str):
 @needs_cuda
 def test_a_step_for_a_gpu_has_kernels_and_no_time():
   step = compile_recipe(make_config(**SMALL), 'h100x2')
-  gradient = 4 * count_parameters(make_config(**SMALL).model)['total']
+  gradient = 4 * count_parameters_by_part(make_config(**SMALL).model)['total']
   assert step['fits'] and step['mesh']['data'] == 2 and 'milliseconds' not in step
   assert step['collectives']['all-reduce']['count'] == 1
   assert gradient <= step['collectives']['all-reduce']['bytes'] <= gradient + 64

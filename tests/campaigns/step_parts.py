@@ -172,7 +172,7 @@ def bound(config: RunConfig) -> dict[str, float]:
   exponentials = machine.measure_rate(
     lambda x, y: jnp.exp(x - y), lambda key: jnp.ones(EXPONENTIALS), EXPONENTIALS
   )
-  parameter_bytes = 4 * flops.count_parameters(model)['total'] * devices
+  parameter_bytes = 4 * flops.count_parameters_by_part(model)['total'] * devices
   products = rows * positions * model.vocab_size * (6 * d + 4) / peak
   scores = rows * model.num_layers * model.num_heads * length**2 / exponentials
   projections = 3 * rows * model.num_layers * (8 * length * d * d + 4 * length**2 * d) / peak

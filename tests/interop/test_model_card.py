@@ -11,7 +11,7 @@ from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import tokenizer
 from minilm_jax.interop import model_card
-from minilm_jax.model.flops import count_parameters, flops_per_row
+from minilm_jax.model.flops import count_parameters_by_part, flops_per_row
 from minilm_jax.training import pretrained
 from tests import fake_classifiers, fake_runs
 
@@ -42,7 +42,7 @@ def read_cells(card: str) -> dict[str, str]:
 
 def test_a_card_has_the_numbers_of_its_run(tiny_run: pathlib.Path):
   card, config = model_card.build_card(tiny_run), pretrained.load_config(tiny_run)
-  counts, hashes = count_parameters(config.model), run_dir.read_corpus_hashes(tiny_run)
+  counts, hashes = count_parameters_by_part(config.model), run_dir.read_corpus_hashes(tiny_run)
   for value in (
     hashes['corpus'],
     hashes['tokenizer'],

@@ -137,7 +137,7 @@ def test_class_of_a_recipe_on_the_command_line_is_trusted(empty_folder: pathlib.
     ['--config=configs/tiny.py', '--config.model.encoder=own:Encoder'],
   )
   assert isinstance(custom.load_custom_encoder(config.model).build, type)
-  assert flops.count_parameters(config.model)['embedding'] == 512 * 64
+  assert flops.count_parameters_by_part(config.model)['embedding'] == 512 * 64
 
 
 @pytest.mark.parametrize('changes', [{}, {'model.positions': 'relative', 'model.num_layers': 3}])
@@ -165,8 +165,8 @@ def test_parameters_and_flops_follow_from_arrays_and_trace(gated: EncoderConfig)
   for config in (gated, dataclasses.replace(gated, tied=True)):
     model = jax.eval_shape(lambda c=config: heads.init_masked_language_model(c, jax.random.key(0)))
     assert (
-      flops.count_parameters(config)['total'] == count_parameters(model)
-      and flops.count_parameters(config)['embedding'] == 512 * 16
+      flops.count_parameters_by_part(config)['total'] == count_parameters(model)
+      and flops.count_parameters_by_part(config)['embedding'] == 512 * 16
     )
   length, d, f = 64, 16, 32
   assert (
