@@ -48,12 +48,14 @@ class StepShape:
     classes: Number of classes.
     examples: Number of training examples.
     lengths: Lengths of batches, ascending.
+    platform: Platform of the devices, which `build_finetune_program` sets.
   """
 
   kind: str
   classes: int
   examples: int
   lengths: tuple[int, ...]
+  platform: str = 'cpu'
 
 
 @typing.no_type_check  # JAX stores shapes, stacks and tracers in the fields of a pytree.
@@ -176,21 +178,20 @@ def sum_gradients(
   With several lengths, the batch is sorted by length and split into as many parts, each cut to its
   longest row. Losses and gradients are added over the parts. The large gradient of the embedding
   table is computed once, from the gradients of all token vectors.
-  Custom encoders may read their table in any way, so `_sum_plain_gradients` adds all gradients.
+  Custom encoders may read their table in any way, so all their gradients are added.
   """
   batch = jax.tree.map(lambda x: x[indices], train)
   size, lengths = indices.shape[0], shape.lengths
-  micro_batches = train_step.count_micro_batches(
-    size, lengths[len(lengths) // 2], jax.default_backend()
-  )
+  micro_batches = train_step.count_micro_batches(size, lengths[len(lengths) // 2], shape.platform)
   count = cross_entropy.smallest_divisor(size, max(len(lengths), micro_batches))
   count = 1 if model.config.batch_norm else count  # batch norm needs statistics of the batch
   if len(lengths) > 1:
     order = jnp.argsort(batch.lengths)
     batch, key = jax.tree.map(lambda x: x[order], (batch, key))
-  parts = jax.tree.map(lambda x: cross_entropy.split_rows(x, count), (batch, key))
   if model.config.encoder:
-    return _sum_plain_gradients(model, parts, shape)
+    function = functools.partial(_compute_plain_gradients, shape)
+    return train_step.accumulate(function, model, (batch, key), count)
+  parts = jax.tree.map(lambda x: cross_entropy.split_rows(x, count), (batch, key))
   table = model.encoder.table
   small_model = replace_embedding(model, table[:1])
 
@@ -207,20 +208,14 @@ def sum_gradients(
   return loss, replace_embedding(gradient, table_gradient.add(vectors.reshape(-1, table.shape[1])))
 
 
-def _sum_plain_gradients(model: Classifier, parts: tuple[TaskRows, Any], shape: StepShape) -> Any:
-  """Returns the summed loss of all parts of a batch and its gradient."""
+def _compute_plain_gradients(shape: StepShape, model: Classifier, part: TaskRows, key: Any) -> Any:
+  """Returns the summed loss of a part of a batch and its gradient."""
 
-  def add_part(sums: Any, part: tuple[TaskRows, Any]) -> tuple[Any, None]:
-    def loss_and_gradient(rows: TaskRows) -> Any:
-      mask = rows.tokens != PAD_ID
-      return jax.value_and_grad(sum_losses)(
-        model, rows.tokens, mask, rows.labels, part[1], shape.kind
-      )
+  def loss_and_gradient(rows: TaskRows) -> Any:
+    mask = rows.tokens != PAD_ID
+    return jax.value_and_grad(sum_losses)(model, rows.tokens, mask, rows.labels, key, shape.kind)
 
-    values = cut_to_length(loss_and_gradient, shape.lengths, part[0], part[0].lengths.max())
-    return jax.tree.map(jnp.add, sums, values), None
-
-  return jax.lax.scan(add_part, (jnp.zeros(()), jax.tree.map(jnp.zeros_like, model)), parts)[0]
+  return cut_to_length(loss_and_gradient, shape.lengths, part, part.lengths.max())
 
 
 def _compute_part_gradients(model: Classifier, key: Any, shape: StepShape, part: TaskRows) -> Any:
@@ -331,6 +326,7 @@ def build_finetune_program(
   # Under vmap, every member executes every branch.
   if use_vmap or train_tokens < _MIN_TOKENS_TO_BUCKET:
     shape = dataclasses.replace(shape, lengths=shape.lengths[-1:])
+  shape = dataclasses.replace(shape, platform=platform)
 
   def jit_over_members(function: Callable[..., Any], donated: Sequence[int] = ()) -> Any:
     strategy = 'vmap' if use_vmap else 'map'

@@ -259,6 +259,21 @@ def test_gradients_of_parts_add_up_to_the_gradient_of_the_batch(
     np.testing.assert_allclose(leaf, other[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.parametrize('platform, parts', [('cpu', 2), ('gpu', 1)])
+def test_micro_batches_follow_the_platform_of_the_program(
+  platform: str, parts: int, model: EncoderConfig, full_rows: TaskRows
+):
+  """A program for an absent GPU is lowered on a CPU; a micro-batch of a CPU has 512 tokens."""
+  shape = dataclasses.replace(make_shape((64,)), platform=platform)
+  fresh = jax.eval_shape(lambda: init_classifier(model, make_config().head, 2, jax.random.key(0)))
+  key = rng.make_batch_keys(0, rng.Stream.DROPOUT, 0, jnp.arange(16))
+  jaxpr = jax.make_jaxpr(
+    lambda model, train: finetune_step.sum_gradients(model, train, jnp.arange(16), key, shape)
+  )(fresh, full_rows)
+  scans = [e.params['length'] for e in jaxpr.eqns if e.primitive.name == 'scan']
+  assert scans == [parts]
+
+
 def test_an_update_returns_the_mean_loss_of_the_batch(
   program: FinetuneProgram, encoders: Encoder, rows: TaskRows
 ):
