@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from minilm_jax.core import backend, progress, rng
-from minilm_jax.core.config import RunConfig
+from minilm_jax.core.config import RunConfig, SubsetConfig
 from minilm_jax.data import corpus
 from minilm_jax.data.rows import BatchWindow, Corpus, select_batch_rows
 from minilm_jax.training import population, sharding
@@ -50,7 +50,7 @@ class FileSource:
     pool: concurrent.futures.Executor,
   ):
     self._config, self._files, self._pool = config, files, pool
-    self._seeds = np.atleast_1d(population.member_seeds(config))
+    self._seeds = population.member_seeds(config)
     self._row_numbers = corpus.select_rows(config.subset, files)  # None for all rows
     self._count = int(files.ends[-1]) if self._row_numbers is None else len(self._row_numbers)
     self._sharding = population.member_sharding(program.mesh, program.strategy)
@@ -115,10 +115,10 @@ def load_resident(
   return sharding.replicate(corpus.load_split(folder, split, max_rows), program.mesh)
 
 
-def fits_on_devices(program: TrainProgram, folder: epath.PathLike, max_rows: int = 0) -> bool:
-  """Returns whether the training split, or its first rows, fits in half of the free memory."""
+def fits_on_devices(program: TrainProgram, folder: epath.PathLike, subset: SubsetConfig) -> bool:
+  """Returns whether the training rows of a recipe fit in half of the free memory."""
   manifest = corpus.read_manifest(folder)
-  rows = max_rows or manifest['splits']['train']['rows']
+  rows = corpus.measure_subset(subset, folder, manifest)['rows']
   size = rows * manifest['length'] * np.dtype(manifest['dtype']).itemsize
   device = program.mesh.devices.flat[0]
   copies = len(program.mesh.local_devices) if device.platform == 'cpu' else 1
@@ -134,7 +134,7 @@ def open_batches(
   if (
     config.corpus_placement == 'device'
     or config.corpus_placement == 'auto'
-    and fits_on_devices(program, folder, config.subset.rows)
+    and fits_on_devices(program, folder, config.subset)
   ):
     yield ResidentSource(_load_subset(config, program, folder))
     return
@@ -142,7 +142,7 @@ def open_batches(
     f'the corpus stays in files; rows are read one chunk of {config.log.every} updates ahead'
   )
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    yield FileSource(config, program, corpus.CorpusFiles(folder, 'train'), pool)
+    yield FileSource(config, program, corpus.CorpusFiles(folder, corpus.TRAIN_SPLIT), pool)
 
 
 def _load_subset(config: RunConfig, program: TrainProgram, folder: epath.PathLike) -> Corpus:

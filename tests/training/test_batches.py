@@ -87,12 +87,18 @@ def test_the_next_chunk_is_read_ahead(tiny_corpus, monkeypatch):
   assert len(steps_read) == 2 and UPDATES == 12
 
 
-def test_a_corpus_larger_than_half_of_the_free_memory_stays_in_files(tiny_corpus, monkeypatch):
-  program = build_program(make_run_config(tiny_corpus))
-  size = corpus.load_split(tiny_corpus, 'train').tokens.nbytes
+@pytest.mark.parametrize('subset', [{}, {'rows': 100}, {'tokens': 3000}], ids=str)
+def test_rows_larger_than_half_of_the_free_memory_stay_in_files(
+  subset: dict[str, int], tiny_corpus, monkeypatch
+):
+  config = make_run_config(tiny_corpus, **{f'subset.{name}': n for name, n in subset.items()})
+  program, files = build_program(config), corpus.CorpusFiles(tiny_corpus, 'train')
+  row_numbers = corpus.select_rows(config.subset, files)
+  num_rows = int(files.ends[-1]) if row_numbers is None else len(row_numbers)
+  size = num_rows * 64 * 2  # rows of 64 tokens of two bytes
   for free, expected in ((None, True), (2 * size, True), (2 * size - 2, False)):
     monkeypatch.setattr(batches.backend, 'read_free_bytes', lambda device, free=free: free)
-    assert batches.fits_on_devices(program, tiny_corpus) is expected
+    assert batches.fits_on_devices(program, tiny_corpus, config.subset) is expected
 
 
 def test_files_of_several_shards_are_one_array():
