@@ -39,14 +39,6 @@ from minilm_jax.core.errors import TEXT, require_library, sanitize
 EVENTS_FOLDER = 'events'
 WANDB_FILE = 'wandb.json'
 WANDB_TIMEOUT_SECONDS = 30.0
-_SCALARS = (
-  'loss',
-  'perplexity',
-  'learning_rate',
-  'tokens_per_second',
-  'gradient_norm',
-  'parameter_norm',
-)
 _CURVE_SPLITS = ('train', 'validation')  # the test split has a single number, in result.json
 # TensorBoard recognizes event files by this name and version.
 _EVENTS_NAME, _EVENTS_VERSION = 'events.out.tfevents', 'brain.Event:2'
@@ -54,6 +46,7 @@ _EVENTS_SUFFIX = 'minilm'  # files with another suffix are not deleted
 _WANDB_MODE = 'WANDB_MODE'  # an environment variable
 _MODES_WITHOUT_NETWORK = ('offline', 'disabled')  # values of WANDB_MODE
 _LINE_KEYS = ('step', 'split', 'member')  # keys of a line that are not metrics
+_NOT_CURVES = (*_LINE_KEYS, 'tokens', 'flops', 'seconds')  # the last three grow with the step
 
 Lines = Sequence[dict[str, Any]]
 Send = Callable[[Lines], None]
@@ -147,9 +140,9 @@ class EventFiles:
       if line['split'] not in _CURVE_SPLITS:
         continue
       values = [
-        summary_pb2.Summary.Value(tag=f'{line["split"]}/{name}', simple_value=line[name])
-        for name in _SCALARS
-        if name in line and line[name] is not None and math.isfinite(line[name])
+        summary_pb2.Summary.Value(tag=f'{line["split"]}/{name}', simple_value=value)
+        for name, value in line.items()
+        if name not in _NOT_CURVES and value is not None and math.isfinite(value)
       ]
       records.append(
         _encode_record(

@@ -135,14 +135,15 @@ def test_lines_become_scalars(tmp_path):
   """Finite metrics have tags with the split; the test split has no curve."""
   event_files = open_events(tmp_path, [])
   event_files.append([line(2, gradient_norm=1.5, learning_rate=0.25, parameter_norm=math.inf)])
-  event_files.append([line(2, 'validation', gradient_norm=None), line(2, 'test')])
+  event_files.append([line(2, 'validation', padded_loss=0.5, gradient_norm=None), line(2, 'test')])
   assert eventfile.read_scalars(tmp_path) == [
     ('events', 2, 'train/loss', 4.75),
     ('events', 2, 'train/perplexity', 2.0),
-    ('events', 2, 'train/learning_rate', 0.25),
     ('events', 2, 'train/gradient_norm', 1.5),
+    ('events', 2, 'train/learning_rate', 0.25),
     ('events', 2, 'validation/loss', 4.75),
     ('events', 2, 'validation/perplexity', 2.0),
+    ('events', 2, 'validation/padded_loss', 0.5),
   ]
 
 
