@@ -15,6 +15,7 @@ import pytest
 
 import minilm_jax
 from minilm_jax.cli import main
+from minilm_jax.core import old_names
 
 DATA = pathlib.Path(__file__).resolve().parent / 'data'
 EXPECTED: dict[str, Any] = json.loads((DATA / 'old_run.json').read_text())
@@ -53,6 +54,16 @@ def test_report_reads_the_old_columns(old_run: pathlib.Path):
       rows |= next(csv.DictReader(file))
   for name, value in EXPECTED['report'].items():
     assert float(rows[name]) == pytest.approx(value), name
+
+
+def test_a_field_outside_a_group_gets_the_value_of_earlier_versions(
+  monkeypatch: pytest.MonkeyPatch,
+):
+  added = {**old_names.ADDED_FIELDS, 'pretrain': {'z_loss': 0.0}}
+  monkeypatch.setattr(old_names, 'ADDED_FIELDS', added)
+  for stored, value in (({}, 0.0), ({'z_loss': 0.1}, 0.1)):
+    assert old_names.complete_recipe({'kind': 'pretrain', **stored})['z_loss'] == value
+  assert 'z_loss' not in old_names.complete_recipe({'kind': 'finetune'})
 
 
 # Settings of configs/custom_task.py in the version of the old run.

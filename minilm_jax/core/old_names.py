@@ -84,7 +84,8 @@ _OLD_VALUES: Mapping[str, Mapping[str, Mapping[Any, Any]]] = MappingProxyType(
   }
 )
 _INVERTED = ('bare_projection',)  # the new field is the negation
-# Fields by group that earlier versions lacked, with the value that reproduces their results.
+# Fields that earlier versions lacked, with the value that reproduces their results, by group. Fields
+# outside a group stand under the kind of their recipe, such as `pretrain`.
 ADDED_FIELDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
   {
     'checkpoint': {'every_minutes': 0.0, 'keep_best': 0},
@@ -123,10 +124,13 @@ _RECIPE_FIELDS = ('settings', 'training', 'recipe')
 def complete_recipe(stored: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a stored recipe or classifier.json with current names and all current fields."""
   return {
-    group: {**ADDED_FIELDS[group], **fields}
-    if group in ADDED_FIELDS and isinstance(fields, dict)
-    else fields
-    for group, fields in rename_fields(stored).items()
+    **ADDED_FIELDS.get(stored.get('kind', ''), {}),
+    **{
+      group: {**ADDED_FIELDS[group], **fields}
+      if group in ADDED_FIELDS and isinstance(fields, dict)
+      else fields
+      for group, fields in rename_fields(stored).items()
+    },
   }
 
 
