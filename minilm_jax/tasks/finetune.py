@@ -246,7 +246,7 @@ def train_members(
       inits = [(spec.seed, spec.learning_rate, stack.index[spec.step, spec.seed]) for spec in specs]
       members = program.start(finetune_step.group_members(program, inits), stack.encoders)
       state = finetune_resume.load_state(run.workdir, specs, members)
-      state = state or finetune_resume.init_state(members, len(specs))
+      state = state or finetune_resume.start_group(members, len(specs))
       maybe_save = finetune_resume.make_saver(run.workdir, specs, state, flag)
       train_group(run, program, data, Group(specs, state, done, update_progress, log, maybe_save))
       done += len(specs) * program.updates
@@ -254,7 +254,7 @@ def train_members(
         update_progress(done, '')
       for spec, results in zip(specs, state.results, strict=True):
         if run.config.predictions:
-          finetune_results.save_test_outputs(run.workdir, run.task_data, spec, results)
+          finetune_results.append_predictions(run.workdir, run.task_data, spec, results)
         if run.config.save_classifiers:
           save_member(run, stack, spec, results)
         for line in finetune_results.make_score_lines(run.task_data, spec, results, baselines):

@@ -263,7 +263,7 @@ def report_changed_examples(workdir: epath.Path, changes: Sequence[str]) -> list
   return list(run_dir.read_lines(workdir / run_dir.SCORES))
 
 
-def save_test_outputs(
+def append_predictions(
   workdir: epath.Path, data: TaskData, spec: MemberSpec, results: Mapping[str, EpochResult]
 ) -> None:
   """Appends a member's predictions on reported and unlabelled splits to predictions.jsonl."""

@@ -32,7 +32,7 @@ STATE_FILE = '.finetune_state.npz'
 EXAMPLES_FILE = 'examples.json'  # labels, and checksums of the examples of each split
 _EXAMPLES_SCHEMA = {'labels': [TEXT], 'sha256': {}}
 SAVE_SECONDS = 60.0  # between two saves
-_RECORD_ARRAY = 'said'  # name of the JSON record among the arrays
+_RECORD_ARRAY = 'said'  # the JSON record; names in the file are those of earlier versions
 
 
 @dataclasses.dataclass
@@ -126,7 +126,7 @@ def drop_partial_lines(
       run_dir.keep_lines(workdir / log, is_before_resume if log == run_dir.METRICS else is_finished)
 
 
-def init_state(members: MemberState, num_members: int) -> FinetuneState:
+def start_group(members: MemberState, num_members: int) -> FinetuneState:
   """Returns the state before the first update; the stack may be longer than `num_members`."""
   return FinetuneState(
     members,

@@ -163,7 +163,7 @@ def _load_origin(config: RunConfig, origin: Origin, target: Sharding) -> tuple[A
   return restore(shapes.model, 'model'), moments
 
 
-def init_state(config: RunConfig, workdir: epath.Path, program: TrainProgram) -> TrainState:
+def make_start_state(config: RunConfig, workdir: epath.Path, program: TrainProgram) -> TrainState:
   """Returns the state before the first step; all members have the weights of an origin."""
   state, origin = program.init(), _read_origin(workdir)
   if origin is None:

@@ -20,7 +20,7 @@ from minilm_jax.training import population, train_step
 from minilm_jax.training.program import Rows, TrainProgram, compile_chunk, step_count
 from minilm_jax.training.train_step import NonFinite, TrainState
 
-Record = Callable[[int, int], contextlib.AbstractContextManager[None]]
+ProfileContext = Callable[[int, int], contextlib.AbstractContextManager[None]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,13 +115,13 @@ def train(
   batches: BatchSource,
   check_lock: Callable[[], None],
   interrupt: signals.SignalFlag,
-  record: Record,
+  profile: ProfileContext,
 ) -> tuple[TrainState, list[int]]:
   """Trains to the end of the recipe; returns the state and the members that reached the end.
 
   Args:
     interrupt: The first signal, after which the loop saves and ends.
-    record: `record(first, last)` returns the context in which the updates `first + 1 ... last` run.
+    profile: `profile(first, last)` returns the context of the updates `first + 1 ... last`.
 
   Raises:
     DistributedError: An update was not finite, and the recipe stops at non-finite updates.
@@ -137,7 +137,7 @@ def train(
       with distributed.raise_together():
         check_lock()
         rows = batches.take(chunk.first, chunk.steps)
-      with record(chunk.first, chunk.last):
+      with profile(chunk.first, chunk.last):
         started = time.monotonic()
         state, sums, faults = run_chunk(state, rows, step_count(program, chunk.steps))
         sums, faults = distributed.to_host((sums, faults))

@@ -23,7 +23,6 @@ from minilm_jax.data.rows import BatchWindow, Corpus
 from minilm_jax.model.flops import flops_per_row
 from minilm_jax.model.heads import MaskedLanguageModel
 from minilm_jax.training import optimizer, population, sharding, train_step
-from minilm_jax.training.population import MemberSettings
 from minilm_jax.training.train_step import NonFinite, Sums, TrainState
 
 Rows = Corpus | BatchWindow
@@ -104,9 +103,9 @@ def _build_chunk(
     layout = population.shared_mask_layout(config, rows.length)
     settings, device = population.member_settings(config), mesh.devices.flat[0]
 
-    def member_chunk(
-      state: TrainState, settings: MemberSettings, rows: Rows, count: Int[Array, '']
-    ) -> Any:
+    def member_chunk(member: tuple[Any, ...], *shared: Any) -> Any:
+      state, settings, rows, count = *member, *shared
+
       def step(_: Int[Array, ''], carry: Any) -> Any:
         state, sums, record = train_step.train_step(
           carry[0], settings, rows, layout, config, device
@@ -116,22 +115,11 @@ def _build_chunk(
       zeros = {name: jnp.zeros(()) for name in train_step.STEP_SUMS}
       state, sums, record = jax.lax.fori_loop(0, count, step, (state, zeros, NonFinite.none()))
       # The norm reads all parameters, so it is computed once a chunk.
-      return state, sums | {'parameters': optimizer.global_norm(state.model)}, record
+      return state, sums | {'parameter_norm': optimizer.global_norm(state.model)}, record
 
-    def windowed_chunk(
-      member: tuple[TrainState, MemberSettings, BatchWindow], count: Int[Array, '']
-    ) -> Any:
-      return member_chunk(*member, count)
-
-    def resident_chunk(
-      member: tuple[TrainState, MemberSettings], rows: Corpus, count: Int[Array, '']
-    ) -> Any:
-      return member_chunk(*member, rows, count)
-
+    mapped = population.map_over_members(member_chunk, mesh, strategy)
     if isinstance(rows, BatchWindow):  # members differ in the order of rows
-      mapped = population.map_over_members(windowed_chunk, mesh, strategy)
       return mapped((state, settings, rows), count)
-    mapped = population.map_over_members(resident_chunk, mesh, strategy)
     return mapped((state, settings), rows, count)
 
   return chunk
@@ -217,7 +205,7 @@ def step_count(program: TrainProgram, steps: int) -> Int[Array, '']:
   return sharding.replicate(np.int32(steps), program.mesh)
 
 
-def build_evaluation_sums(config: EvaluationConfig, mesh: Mesh, strategy: str = 'single') -> Any:
+def build_evaluation_sums(config: EvaluationConfig, mesh: Mesh, strategy: str) -> Any:
   """Returns the jitted evaluation of a model, or of each model of a population, with fixed masks.
 
   `total(model, corpus, count)` returns `train_step.EVALUATION_SUMS` over the first `count` rows. The

@@ -16,8 +16,8 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data.corpus import read_manifest
 from minilm_jax.training import checkpoint, log_sinks, metrics_log, run_setup
 from minilm_jax.training.batches import load_resident, open_batches
-from minilm_jax.training.origin import init_state, parse_origin, resolve_origin
-from minilm_jax.training.pretrain import Outputs, Record, StartPoint, train
+from minilm_jax.training.origin import make_start_state, parse_origin, resolve_origin
+from minilm_jax.training.pretrain import Outputs, ProfileContext, StartPoint, train
 from minilm_jax.training.program import TrainProgram, build_program
 
 T = TypeVar('T')
@@ -27,15 +27,15 @@ CORRUPT_SUFFIX = '.corrupt'
 def pretrain(
   config: RunConfig,
   workdir: epath.PathLike,
-  record: Record = lambda first, last: contextlib.nullcontext(),
+  profile: ProfileContext = lambda first, last: contextlib.nullcontext(),
   init_from: str = '',
   init_optimizer: bool = False,
 ) -> dict[str, Any]:
   """Pre-trains to the end of the recipe, from the last checkpoint or from the start.
 
   Args:
-    record: `record(first, last)` returns a context manager; the chunk of the updates `first + 1 ...
-      last` runs inside it, as `Recorder.record` of `cli/profiler.py`.
+    profile: `profile(first, last)` returns the context of the updates `first + 1 ... last`, as
+      `Recorder.record` of `cli/profiler.py`.
     init_from: RUN or RUN@STEP that gives a new run its weights; '' for random weights.
     init_optimizer: Whether that run also gives the moments of the optimizer.
 
@@ -69,7 +69,7 @@ def pretrain(
         # A run may have been stopped between its last checkpoint and its result.
         if start.step < config.num_steps:
           with open_batches(config, program, corpus_folder) as batches:
-            state, active = train(start, outputs, batches, check_lock, interrupt, record)
+            state, active = train(start, outputs, batches, check_lock, interrupt, profile)
         outputs.evaluate('test', state, active, config.num_steps)
       return distributed.primary_first(lambda: metrics_log.write_result(config, workdir))
 
@@ -120,7 +120,7 @@ def restore_or_init(
     )
   )
   if saved_step is None or state is None:
-    state = init_state(config, workdir, program)
+    state = make_start_state(config, workdir, program)
   else:
     progress.log(f'resuming from the checkpoint of update {saved_step:,}')
   member_steps = np.ravel(distributed.to_host(state.step))

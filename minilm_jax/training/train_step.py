@@ -1,15 +1,19 @@
 """Computes one training step of one model, as a pure function.
 
-    `(state, settings, rows) -> (state, sums, non-finite record)`
+    `(state, settings, corpus, layout, config, device) -> (state, sums, non-finite record)`
 
 A run is a fold of this function. Rows, masks and dropped units are functions of the state's seed
 and step, so only the state needs saving. The step returns sums and counts; the host computes means.
 
 To change the step:
 
-- Loss: replace `compute_loss`, which returns a sum over the predicted positions of its rows.
+- Loss: `compute_loss` returns a sum over the predicted positions, and also serves evaluation. A term of
+  training alone belongs in `compute_gradient`. `model(...)` returns logits `[B K V]`;
+  `cross_entropy_sum` never stores them.
+- Recipe field: `train_step` has the recipe; bind the field beside `blocks` in `gradient_of`.
 - Optimizer: add a branch to `optimizer.build_optimizer` that returns an optax transform.
-- Metric: add a sum to `train_step`, its name to `STEP_SUMS` and its mean to `mean_metrics`.
+- Metric: add a sum to `compute_gradient` or `train_step`, its name to `STEP_SUMS` and its mean to
+  `mean_metrics`.
 """
 
 import dataclasses
@@ -36,8 +40,9 @@ from minilm_jax.training.population import MemberSettings
 
 # Measured: for hidden sizes of 32 to 256, other numbers are at most 6% faster.
 CPU_MICRO_BATCH_TOKENS = 512
-# `gradient` sums the gradient norms of updates, `updates` counts the finite updates.
-STEP_SUMS = ('loss', 'masked', 'gradient', 'updates')
+# `gradient_norm` sums the norms of updates, `updates` counts the finite updates. `program.py` adds
+# `parameter_norm` once a chunk.
+STEP_SUMS = ('loss', 'masked', 'gradient_norm', 'updates')
 EVALUATION_SUMS = ('loss', 'masked', 'padding')
 Sums = dict[str, Float[Array, '']]
 
@@ -221,7 +226,7 @@ def train_step(
   gradient_of = functools.partial(compute_gradient, blocks=blocks)
   gradient, sums = jax.lax.psum(accumulate(gradient_of, state.model, (batch, key), count), 'data')
   gradient = optimizer.mean_gradient(gradient, sums['masked'], count)
-  sums |= {'gradient': optimizer.global_norm(gradient)}
+  sums |= {'gradient_norm': optimizer.global_norm(gradient)}
   non_finite = NonFinite.detect(sums['loss'], gradient, state.step)
   # Built inside the step, because learning rate and weight decay of members are traced arrays.
   transform = optimizer.build_optimizer(
@@ -290,7 +295,7 @@ def mean_metrics(sums: dict[str, Any]) -> dict[str, float]:
   metrics = {'loss': loss, 'perplexity': math.exp(min(loss, 700))}
   if 'padding' in sums:
     metrics['padded_loss'] = float(sums['loss']) / (float(sums['masked']) + float(sums['padding']))
-  if 'gradient' in sums:
-    metrics['gradient_norm'] = float(sums['gradient']) / float(sums['updates'])
-    metrics['parameter_norm'] = float(sums['parameters'])
+  if 'gradient_norm' in sums:
+    metrics['gradient_norm'] = float(sums['gradient_norm']) / float(sums['updates'])
+    metrics['parameter_norm'] = float(sums['parameter_norm'])
   return metrics

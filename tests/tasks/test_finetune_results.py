@@ -274,7 +274,7 @@ def test_each_split_has_a_submission(tiny_run: Path, tmp_path: Path):
   data = prepare('mnli', tiny_run, tmp_path, **sizes, **numbers)
   spec, outputs = MemberSpec(0, 8, 0, 1e-3), draw_outputs(data, 0)
   results = {'last': EpochResult(1.0, float('nan'), outputs)}
-  finetune_results.save_test_outputs(epath.Path(tmp_path), data, spec, results)
+  finetune_results.append_predictions(epath.Path(tmp_path), data, spec, results)
   line = {'epoch_choice': 'last', 'headline': True, 'value': 0.5, 'validation_score': None}
   line |= spec.log_fields()
   finetune_results.write_submission(epath.Path(tmp_path), data, [line], 'last')
@@ -298,7 +298,7 @@ def test_predictions_are_stored_with_labels(tiny_run: Path, tmp_path: Path):
     for seed, choice in enumerate(('best', 'last'))
   }
   spec = MemberSpec(5, None, 7, 1e-3)
-  finetune_results.save_test_outputs(epath.Path(tmp_path), data, spec, results)
+  finetune_results.append_predictions(epath.Path(tmp_path), data, spec, results)
   lines = list(run_dir.read_lines(tmp_path / 'predictions.jsonl'))
   assert [(line['epoch_choice'], line['split']) for line in lines] == [
     (choice, split) for choice in ('best', 'last') for split in ('validation', 'test')
@@ -332,7 +332,7 @@ def test_the_validation_score_chooses_the_member_of_a_submission(
       choice: EpochResult(1.0, 0.5, draw_outputs(data, 2 * spec.member + (choice == 'last')))
       for choice in ('best', 'last')
     }
-    finetune_results.save_test_outputs(epath.Path(tmp_path), data, spec, results)
+    finetune_results.append_predictions(epath.Path(tmp_path), data, spec, results)
   lines = [
     {'headline': headline, 'epoch_choice': choice, 'value': value, 'validation_score': score}
     | spec.log_fields()

@@ -31,7 +31,7 @@ def make_members(value: float) -> MemberState:
 @pytest.fixture
 def state(tmp_path: pathlib.Path) -> FinetuneState:
   """Saves a state in which only the first member has a result and a model."""
-  state = finetune_resume.init_state(make_members(0.25), 2)
+  state = finetune_resume.start_group(make_members(0.25), 2)
   state.step, state.loss_sums, state.best_epochs = 7, np.array([1.5, 2.5]), [1.0, 0.0]
   outputs, kernel = np.eye(2, dtype=np.float32), np.arange(3, dtype=np.float32)
   state.results[0]['last'] = EpochResult(

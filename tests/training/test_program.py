@@ -45,8 +45,8 @@ def test_a_chunk_equals_its_steps(changes: dict[str, Any], tiny_corpus):
     sums.append(step_sums)
   assert int(state.step) == 5 and bits(state) == bits(together)
   assert float(total['masked']) == sum(float(s['masked']) for s in sums)
-  assert float(total['gradient']) == pytest.approx(
-    sum(float(s['gradient']) for s in sums), rel=1e-6
+  assert float(total['gradient_norm']) == pytest.approx(
+    sum(float(s['gradient_norm']) for s in sums), rel=1e-6
   )
   norm = np.sqrt(
     sum(
@@ -54,7 +54,9 @@ def test_a_chunk_equals_its_steps(changes: dict[str, Any], tiny_corpus):
     )
   )
   assert (
-    float(total['parameters']) == float(sums[-1]['parameters']) == pytest.approx(norm, rel=1e-5)
+    float(total['parameter_norm'])
+    == float(sums[-1]['parameter_norm'])
+    == pytest.approx(norm, rel=1e-5)
   )
   state = jax.device_put(
     jax.tree.map(np.asarray, state), jax.tree.map(lambda x: x.sharding, program.shapes)

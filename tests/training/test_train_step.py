@@ -256,7 +256,7 @@ def test_the_gradient_norm_is_that_of_the_mean_loss(corpus):
   config = run_config(**{'optimizer.clip': 0.0})
   after, sums = compile_step(config)(init_state(config), corpus)
   moment = optax.tree.norm(optax.tree.get(after.optimizer, 'mu'))
-  assert float(sums['gradient']) == pytest.approx(
+  assert float(sums['gradient_norm']) == pytest.approx(
     float(moment) / (1 - config.optimizer.beta1), rel=1e-5
   )
 
