@@ -16,6 +16,7 @@ from minilm_jax.analysis.scaling_study import (
   study_scaling,
   write_sentences,
 )
+from minilm_jax.core.errors import to_json_types
 from tests.fake_runs import make_loss_curve, read_paper1_curves
 
 UPDATES = tuple(range(200, 8001, 200))
@@ -108,7 +109,7 @@ def test_without_a_plateau_the_cause_of_the_break_is_unknown(log_study: ScalingS
 def test_all_fits_convert_to_json_with_intervals(log_study: ScalingStudy):
   names = set()
   for law_fit in log_study.fits:
-    json.dumps(power_laws.fit_to_json(law_fit), allow_nan=False)
+    json.dumps(to_json_types(dataclasses.asdict(law_fit)), allow_nan=False)
     names.add((law_fit.name, law_fit.form, law_fit.method))
     assert law_fit.intervals.keys() <= law_fit.constants.keys() and law_fit.intervals
     assert all(low <= high for low, high in law_fit.intervals.values())
@@ -219,7 +220,7 @@ def test_small_sweeps_list_missing_results(curves: list):
     and all(isinstance(text, str) and 'nan' not in text for text in study.sentences)
   )
   for law_fit in study.fits:
-    json.dumps(power_laws.fit_to_json(law_fit), allow_nan=False)
+    json.dumps(to_json_types(dataclasses.asdict(law_fit)), allow_nan=False)
 
 
 def test_the_same_seed_gives_the_same_study():

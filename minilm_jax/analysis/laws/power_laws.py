@@ -16,13 +16,11 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from scipy import special
 
-from minilm_jax.core import files
 from minilm_jax.core.errors import InputError
 
 POWER = 'L = a C^-b'
@@ -128,13 +126,6 @@ class Fit:
   high: float
   intervals: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
   count: str = 'honey'
-
-
-def fit_to_json(fit: Fit) -> dict[str, Any]:
-  """Returns the fields of a fit; numbers that are not finite become None."""
-  return files.to_json_types(
-    {field.name: getattr(fit, field.name) for field in dataclasses.fields(fit)}
-  )
 
 
 def check_points(request: str, min_points: int, *values: Array) -> list[Array]:

@@ -45,7 +45,7 @@ from minilm_jax.analysis.scaling_study import (
   select_laws,
 )
 from minilm_jax.analysis.scores import Average, ScoreRow, format_interval, select_latest
-from minilm_jax.core.errors import InputError
+from minilm_jax.core.errors import InputError, to_json_types
 
 MIN_MODELS = 2  # of a scaling study
 _MAX_DRAWS = 1_000_000
@@ -351,7 +351,7 @@ def make_files(results: ScalingReport) -> tuple[dict[str, bytes], dict[str, list
   if results.study is None:
     return {}, {}
   contents, pictures = figures.encode(draw_figures(results))
-  fits = [power_laws.fit_to_json(fit) for fit in results.study.fits]
+  fits = [to_json_types(dataclasses.asdict(fit)) for fit in results.study.fits]
   if results.training_correlations:
     contents['training_correlation.csv'] = as_csv(
       TrainingCorrelation, results.training_correlations

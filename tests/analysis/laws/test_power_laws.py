@@ -1,5 +1,6 @@
 """Fits recover the constants of synthetic data, and those of paper 1 from its logs."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -9,7 +10,7 @@ import pytest
 
 from minilm_jax.analysis import frontier
 from minilm_jax.analysis.laws import broken_laws, power_laws
-from minilm_jax.core.errors import InputError
+from minilm_jax.core.errors import InputError, to_json_types
 from tests.fake_runs import draw_run_ends, read_paper1_curves
 
 COMPUTE = np.geomspace(1e14, 1e18, 12)
@@ -171,9 +172,8 @@ def test_the_true_form_has_the_lowest_bic():
 
 def test_a_fit_converts_to_json():
   # R2 is undefined for constant losses.
-  text = json.dumps(
-    power_laws.fit_to_json(power_laws.fit_log_power(COMPUTE, np.full(12, 2.0))), allow_nan=False
-  )
+  fit = power_laws.fit_log_power(COMPUTE, np.full(12, 2.0))
+  text = json.dumps(to_json_types(dataclasses.asdict(fit)), allow_nan=False)
   assert json.loads(text)['r2'] is None and json.loads(text)['constants']['b'] == pytest.approx(0)
   assert {
     'name',
