@@ -189,7 +189,6 @@ def add_intervals(
   fits: Sequence[Fit | None],
   surface: Fit | None,
   draws: int,
-  seed: int,
 ) -> tuple[list[Fit], list[str]]:
   """Returns the fits with intervals over draws of runs, and the reasons for missing intervals.
 
@@ -217,7 +216,7 @@ def add_intervals(
     }
 
   try:
-    intervals = bootstrap(runs, draw_constants, draws, seed)
+    intervals = bootstrap(runs, draw_constants, draws)
   except InputError as error:
     return fitted, [f'intervals: {error.found}']
   with_intervals, reasons = [], []

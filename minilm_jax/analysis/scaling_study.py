@@ -76,12 +76,12 @@ class ScalingStudy:
 
 
 def study_scaling(
-  curves: Sequence[LossCurve], draws: int = 1000, seed: int = 0, unfinished: bool = False
+  curves: Sequence[LossCurve], draws: int = 1000, unfinished: bool = False
 ) -> ScalingStudy:
   """Returns the study of a sweep over one corpus, by the FLOPs of paper 1.
 
   Args:
-    draws, seed: number and seed of the draws of runs, for the intervals of fits to frontiers.
+    draws: number of draws of runs, for the intervals of fits to frontiers.
     unfinished: include runs that have not reached the end of their schedule.
   """
   left_out: list[str] = []
@@ -111,7 +111,7 @@ def study_scaling(
   laws = scaling_fits.list_laws(counted, _list_splits(points[FRONTIER]))
   fits, reasons = scaling_fits.fit_all(runs, laws)
   surface = _compute_or_explain(lambda: scaling_fits.fit_evaluations(runs), left_out)
-  fits, interval_reasons = scaling_fits.add_intervals(runs, laws, fits, surface, draws, seed)
+  fits, interval_reasons = scaling_fits.add_intervals(runs, laws, fits, surface, draws)
   end_fits, end_reasons = scaling_fits.fit_run_ends(ends)
   split = split_interval = None
   if pieces := select_laws(fits).get(PIECES):

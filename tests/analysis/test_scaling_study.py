@@ -223,7 +223,7 @@ def test_small_sweeps_list_missing_results(curves: list):
     json.dumps(to_json_types(dataclasses.asdict(law_fit)), allow_nan=False)
 
 
-def test_the_same_seed_gives_the_same_study():
-  first, same = (study_scaling(make_sweep(5), draws=10, seed=2) for _ in range(2))
+def test_the_same_sweep_gives_the_same_study():
+  first, same = (study_scaling(make_sweep(5), draws=10) for _ in range(2))
   assert first.fits == same.fits and first.sentences == same.sentences
   assert first.frontier == frontier.find_percentile_frontier(make_sweep(5))
