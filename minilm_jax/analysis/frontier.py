@@ -151,8 +151,7 @@ class Plateau:
     entry: updates at the first evaluation on the plateau.
     exit: updates at the first evaluation after the plateau; None if there is none.
     exit_loss: loss at the exit in nats; None without an exit.
-    start: index of the entry in the curve.
-    end: index of the exit; the number of evaluations without an exit.
+    end: index of the exit in the curve; the number of evaluations without an exit.
     seen: number of evaluations on the plateau.
     warmup_flops: FLOPs until the peak learning rate; None if not logged.
   """
@@ -163,7 +162,6 @@ class Plateau:
   exit: int | None
   exit_flops: float | None
   exit_loss: float | None
-  start: int
   end: int
   seen: int
   warmup: int | None
@@ -207,7 +205,6 @@ def find_plateau(
     exit=curve.updates[end] if has_exit else None,
     exit_flops=float(flops[end]) if has_exit else None,
     exit_loss=float(loss[end]) if has_exit else None,
-    start=start,
     end=end,
     seen=end - start,
     warmup=curve.warmup,

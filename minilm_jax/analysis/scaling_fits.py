@@ -47,14 +47,12 @@ class Interval:
   """The percentile interval of a number over draws of runs.
 
   Attributes:
-    draws: number of draws that define the number.
-    failed: number of draws with too few points; many failed draws bias the interval.
+    draws: number of draws that define the number; many other draws bias the interval.
   """
 
   low: float
   high: float
   draws: int
-  failed: int
 
 
 def bootstrap(
@@ -101,7 +99,7 @@ def bootstrap(
   intervals = {}
   for key, values in drawn_values.items():
     low, high = percentile_interval(values)
-    intervals[key] = Interval(low, high, len(values), draws - len(values))
+    intervals[key] = Interval(low, high, len(values))
   return intervals
 
 

@@ -104,7 +104,7 @@ def test_a_plateau_is_found_at_any_spacing(spacing: int, noise: float):
   assert (
     plateau.exit_loss < 0.945 * plateau.level
     and plateau.has_exit
-    and plateau.seen == plateau.end - plateau.start
+    and plateau.seen == plateau.end - plateau.entry // spacing + 1
   )
   assert plateau.exit_flops == pytest.approx(plateau.exit * 256e9)
   assert (plateau.warmup, plateau.warmup_flops) == (300, pytest.approx(300 * 256e9))
