@@ -264,9 +264,9 @@ def compute_measures(
   log_shares = np.log(piece_counts + 1) - np.log(piece_counts.sum() + tokenizer.size)
   return [
     *measures,
-    _make_measure('pieces', 'unknown', 1, _compute_token_share(pieces, ids == UNKNOWN_ID)),
-    _make_measure('pieces', 'bytes', 1, _compute_token_share(pieces, is_byte)),
-    _make_measure('pieces', 'cross-entropy', 1, _compute_cross_entropy(pieces, log_shares)),
+    _make_measure('pieces', 'unknown', 1, _compute_mean(pieces, ids == UNKNOWN_ID)),
+    _make_measure('pieces', 'bytes', 1, _compute_mean(pieces, is_byte)),
+    _make_measure('pieces', 'cross-entropy', 1, _compute_mean(pieces, -log_shares)),
     _make_measure('pieces', 'divergence', 1, _compute_divergence(pieces, log_shares)),
   ]
 
@@ -279,7 +279,7 @@ def _measure_types(
       _make_measure(unit, name, m, compute_share(texts, corpus_counts >= m))
       for name, compute_share in (
         ('type overlap', _compute_type_share),
-        ('token overlap', _compute_token_share),
+        ('token overlap', _compute_mean),
       )
       for m in THRESHOLDS
     ),
@@ -308,10 +308,12 @@ def _leave_one_out(statistic: Callable[..., Any], *sums: Float[np.ndarray, 'n'])
     return float(statistic(*totals)), statistic(*remaining)
 
 
-def _compute_token_share(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> Jackknife:
-  """Returns the share of tokens with a type in the mask."""
-  covered = texts.sum_entries(texts.count * mask[texts.kind])
-  return _leave_one_out(np.divide, covered, texts.sum_entries(texts.count))
+def _compute_mean(
+  texts: TypeCounts, values: Float[np.ndarray, 'T'] | Bool[np.ndarray, 'T']
+) -> Jackknife:
+  """Returns the mean over tokens of a value of each type; for a mask, the share of tokens in it."""
+  total = texts.sum_entries(texts.count * values[texts.kind])
+  return _leave_one_out(np.divide, total, texts.sum_entries(texts.count))
 
 
 def _compute_type_share(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> Jackknife:
@@ -333,12 +335,6 @@ def _compute_jaccard(
   )
 
 
-def _compute_cross_entropy(texts: TypeCounts, log_shares: Float[np.ndarray, 'V']) -> Jackknife:
-  """Returns nats per piece; `log_shares` is ln q."""
-  nats = texts.sum_entries(-texts.count * log_shares[texts.kind])
-  return _leave_one_out(np.divide, nats, texts.sum_entries(texts.count))
-
-
 def _compute_divergence(texts: TypeCounts, log_shares: Float[np.ndarray, 'V']) -> Jackknife:
   """Returns the cross-entropy minus ln N - (sum of f ln f) / N."""
 
@@ -347,7 +343,7 @@ def _compute_divergence(texts: TypeCounts, log_shares: Float[np.ndarray, 'V']) -
 
   f = texts.totals()
   change = texts.sum_entries(times_log(f[texts.kind]) - times_log(f[texts.kind] - texts.count))
-  cross_entropy, cross_entropy_without = _compute_cross_entropy(texts, log_shares)
+  cross_entropy, cross_entropy_without = _compute_mean(texts, -log_shares)
   n, total = f.sum(), times_log(f).sum()
   n_without = n - texts.sum_entries(texts.count)
   with np.errstate(divide='ignore', invalid='ignore'):

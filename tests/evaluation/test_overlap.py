@@ -135,9 +135,9 @@ def test_leave_one_out_values_equal_measures_of_the_other_examples():
   texts = overlap.count_examples(examples, 40)
   result = {
     'types': overlap._compute_type_share(texts, corpus > 0),
-    'tokens': overlap._compute_token_share(texts, corpus > 0),
+    'tokens': overlap._compute_mean(texts, corpus > 0),
     'jaccard': overlap._compute_jaccard(texts, corpus > 0, distinct),
-    'cross': overlap._compute_cross_entropy(texts, logarithm),
+    'cross': overlap._compute_mean(texts, -logarithm),
     'divergence': overlap._compute_divergence(texts, logarithm),
   }
   samples = [examples, *(examples[:i] + examples[i + 1 :] for i in range(15))]
@@ -157,7 +157,7 @@ def test_jackknife_intervals_cover_the_true_value():
       ).tolist()
       for share in shares
     ]
-    statistic = overlap._compute_token_share(overlap.count_examples(examples, 50), mask)
+    statistic = overlap._compute_mean(overlap.count_examples(examples, 50), mask)
     interval = overlap._make_measure('words', 'token overlap', 1, statistic)
     covered += interval.low <= 0.6 <= interval.high
   assert 180 <= covered <= 199  # of a binomial distribution with mean 190
