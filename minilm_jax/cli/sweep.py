@@ -154,7 +154,7 @@ def _measure_word_bits(model: epath.Path) -> float | None:
     folder = files.read_json(model / run_dir.MANIFEST, f'the manifest of {model}')['corpus_folder']
     if not corpus.read_manifest(folder)['splits']['validation']['rows']:
       return None
-    files.write_json(path, evaluate.evaluate_word_bits(model, 'validation'))
+    files.write_json(path, evaluate.evaluate_loss(model, '', 'validation', with_loss=False))
   return files.read_json(path, f'bits per word of {model}')['bits_per_word']
 
 

@@ -71,11 +71,6 @@ def make_table(title: str | Text) -> rich_table.Table:
   )
 
 
-def evaluate_word_bits(source: epath.PathLike, split: str) -> dict[str, Any]:
-  """Returns bits per word and byte on a split of the run's corpus, as `evaluate_loss`."""
-  return evaluate_loss(source, '', split, with_loss=False)
-
-
 def evaluate_loss(
   source: epath.PathLike, corpus_folder: str, split: str, with_loss: bool = True
 ) -> dict[str, Any]:
