@@ -298,16 +298,11 @@ def measure_esms(tokenizer: Tokenizer, reference: Mapping[str, Sequence[str]] = 
   return score / sum(len(parts) for parts in reference.values())
 
 
-def measure_sizes(
-  texts: Sequence[str],
-  model: str,
-  sizes: Iterable[int],
-  reference: Mapping[str, Sequence[str]] = REFERENCE,
-) -> list[dict[str, float]]:
+def measure_sizes(texts: Sequence[str], model: str, sizes: Iterable[int]) -> list[dict[str, float]]:
   """Trains a tokenizer of each size; returns rows of `size`, `word_split_ratio`, `esms`."""
   rows = []
   for size in sizes:
     tokenizer = _train_sentencepiece(texts, model, size)
-    ratio, score = measure_word_split_ratio(tokenizer, texts), measure_esms(tokenizer, reference)
+    ratio, score = measure_word_split_ratio(tokenizer, texts), measure_esms(tokenizer)
     rows.append({'size': size, 'word_split_ratio': ratio, 'esms': score})
   return rows
