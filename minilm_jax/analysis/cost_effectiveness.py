@@ -131,7 +131,7 @@ def group_seeds(curves: Sequence[LossCurve]) -> list[Arm]:
   return sorted(arms, key=lambda arm: (arm.flops, arm.runs))
 
 
-def find_steps(curves: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list[Step]:
+def find_steps(curves: Sequence[LossCurve], draws: int = 1000) -> list[Step]:
   """Returns every step along one factor between neighbouring values.
 
   Of several arms with one shape, such as different learning rates, the arm with the lowest mean
@@ -149,7 +149,7 @@ def find_steps(curves: Sequence[LossCurve], draws: int = 1000, seed: int = 0) ->
         for pair in _find_neighbours(arms, factor, ('heads',))
         if not any(_differ_in_heads_only(pair, other) for other in sides)
       ]
-    steps += [_make_step(factor, *pair, draws, seed) for pair in sides]
+    steps += [_make_step(factor, *pair, draws) for pair in sides]
   return steps
 
 
@@ -189,7 +189,7 @@ def _find_neighbours(
       yield best[low], best[high]
 
 
-def _make_step(factor: str, small: Arm, large: Arm, draws: int, seed: int) -> Step:
+def _make_step(factor: str, small: Arm, large: Arm, draws: int) -> Step:
   is_comparable = factor != 'vocabulary'
   gain = small.mean - large.mean if is_comparable else math.nan
   bits = math.nan
@@ -197,7 +197,7 @@ def _make_step(factor: str, small: Arm, large: Arm, draws: int, seed: int) -> St
     bits = float(np.mean(small.bits) - np.mean(large.bits))
   low = high = math.nan
   if is_comparable and min(len(small.runs), len(large.runs)) > 1:
-    low, high = _resample_interval((small.perplexity, large.perplexity), draws, seed)
+    low, high = _resample_interval((small.perplexity, large.perplexity), draws)
   is_better = gain > 0 if is_comparable else bits > 0
   is_unknown = not is_comparable and math.isnan(bits)
   flops = large.flops - small.flops
@@ -246,7 +246,7 @@ def _describe_changes(factor: str, small: Arm, large: Arm) -> Iterator[str]:
     yield f'learning rate {small.learning_rate} to {large.learning_rate}'
 
 
-def list_options(curves: Sequence[LossCurve], draws: int = 1000, seed: int = 0) -> list[Option]:
+def list_options(curves: Sequence[LossCurve], draws: int = 1000) -> list[Option]:
   """Returns the perplexity of every model by the FLOPs of its run."""
   arms = group_seeds(curves)
   options = []
@@ -254,7 +254,7 @@ def list_options(curves: Sequence[LossCurve], draws: int = 1000, seed: int = 0) 
     name, low, high = arm.runs[0], math.nan, math.nan
     if len(arm.runs) > 1:
       name += f' and {len(arm.runs) - 1} more'
-      low, high = _resample_interval((arm.perplexity,), draws, seed)
+      low, high = _resample_interval((arm.perplexity,), draws)
     is_dominated = any(_dominates(other, arm) for other in arms)
     options.append(Option(name, arm.runs, arm.shape, arm.flops, arm.mean, low, high, is_dominated))
   return options
@@ -269,14 +269,12 @@ def _dominates(other: Arm, arm: Arm) -> bool:
   )
 
 
-def _resample_interval(
-  sides: Sequence[Sequence[float]], draws: int, seed: int
-) -> tuple[float, float]:
+def _resample_interval(sides: Sequence[Sequence[float]], draws: int) -> tuple[float, float]:
   """Returns the percentile interval of a mean, or of the difference of two means.
 
   With two or three seeds, the interval is too narrow.
   """
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(0)
   means = [rng.choice(np.asarray(side), (draws, len(side))).mean(1) for side in sides]
   values = means[0] - means[1] if len(means) == 2 else means[0]
   return percentile_interval(values)
