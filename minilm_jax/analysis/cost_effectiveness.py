@@ -97,7 +97,6 @@ class Option:
 
   name: str
   runs: tuple[str, ...]
-  shape: ModelShape
   flops: float
   perplexity: float
   low: float
@@ -256,7 +255,7 @@ def list_options(curves: Sequence[LossCurve], draws: int = 1000) -> list[Option]
       name += f' and {len(arm.runs) - 1} more'
       low, high = _resample_interval((arm.perplexity,), draws)
     is_dominated = any(_dominates(other, arm) for other in arms)
-    options.append(Option(name, arm.runs, arm.shape, arm.flops, arm.mean, low, high, is_dominated))
+    options.append(Option(name, arm.runs, arm.flops, arm.mean, low, high, is_dominated))
   return options
 
 

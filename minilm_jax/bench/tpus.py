@@ -22,26 +22,24 @@ class Chip:
   Attributes:
     memory: bytes.
     flops: peak FLOP/s in bfloat16.
-    bandwidth: bytes/s of the memory.
     clock: cycles/s.
     setup: the chip configuration, as libtpu names it.
   """
 
   memory: int
   flops: float
-  bandwidth: float
   clock: float
   setup: str = 'default'
 
 
-# Source of memory, peak and bandwidth: docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e. The
-# clock follows from the peak and the number of matrix units there. The clock of v6e follows from
-# the cycles that the compiler gives a large product and a large copy.
+# Source of memory and peak: docs.cloud.google.com/tpu/docs/v4, /v5e, /v5p, /v6e. The clock follows
+# from the peak and the number of matrix units there. The clock of v6e follows from the cycles that
+# the compiler gives a large product and a large copy.
 CHIPS = {
-  'v4': Chip(32 << 30, 275e12, 1200e9, 1.05e9, 'megacore'),  # two cores form one device
-  'v5e': Chip(16 << 30, 197e12, 819e9, 1.5e9),
-  'v5p': Chip(95 << 30, 459e12, 2765e9, 1.75e9),
-  'v6e': Chip(32 << 30, 918e12, 1638e9, 1.75e9),
+  'v4': Chip(32 << 30, 275e12, 1.05e9, 'megacore'),  # two cores form one device
+  'v5e': Chip(16 << 30, 197e12, 1.5e9),
+  'v5p': Chip(95 << 30, 459e12, 1.75e9),
+  'v6e': Chip(32 << 30, 918e12, 1.75e9),
 }
 
 

@@ -449,11 +449,11 @@ def test_a_file_without_memory_is_refused(tmp_path: pathlib.Path):
 
 
 def test_the_table_of_chips_is_consistent():
-  """Peak and clock give a whole number of 128 x 128 matrix units, and hundreds of FLOPs a byte."""
+  """Peak and clock give a whole number of 128 x 128 matrix units."""
   for chip in tpus.CHIPS.values():
     units = chip.flops / chip.clock / (2 * 128**2)
     assert units == pytest.approx(round(units), rel=0.01)
-    assert 150 < chip.flops / chip.bandwidth < 600 and 16 << 30 <= chip.memory < 128 << 30
+    assert 16 << 30 <= chip.memory < 128 << 30
 
 
 def test_an_existing_corpus_sets_the_number_of_rows(
