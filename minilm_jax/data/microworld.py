@@ -124,7 +124,6 @@ class Grammar:
   """
 
   def __init__(self, rules: Mapping[str, GrammarRule]):
-    self._rules = rules
     self._symbols = {name: _Symbol() for name in rules}
     for name, rule in rules.items():
       probabilities, bodies = zip(*rule, strict=True)
