@@ -7,12 +7,10 @@ prints the result. Handlers import JAX themselves, so that `minilm --help` is fa
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minilm_jax.cli.flags import FlagValues
+from minilm_jax.cli.flags import FLAGS, FlagValues
 from minilm_jax.core import distributed
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.core.progress import print_result
-
-EXPORT_FORMATS = ('hf', 'stablehlo', 'card')
 
 
 def build_corpus(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
@@ -84,10 +82,11 @@ def finetune(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
 
 
 def export_model(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
-  """Exports a model in a format of `EXPORT_FORMATS`; raises InputError for other formats."""
-  if flags.format not in EXPORT_FORMATS:
+  """Exports a model in a format of `FLAGS`; raises InputError for other formats."""
+  formats = FLAGS['format'].choices
+  if flags.format not in formats:
     raise InputError(
-      f'--format={flags.format}', 'no such format', suggest_name(flags.format, EXPORT_FORMATS)
+      f'--format={flags.format}', 'no such format', suggest_name(flags.format, formats)
     )
   if 'batch' in flags.present and flags.format != 'stablehlo':
     raise InputError(

@@ -23,7 +23,6 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filtering, filters, packing, tokenizer
 from minilm_jax.data.normalization import NORMALIZATION
 
-TOKENIZER = run_dir.TOKENIZER
 _WORK_FOLDER, _FILTER_STAGE = '.work', 'keep'  # stored names
 _MAX_TRAINING_BYTES = 32 << 20  # text for training a tokenizer
 _MAX_SPLIT_RATIO_BYTES = 1 << 20  # text for the word-split ratio
@@ -101,9 +100,12 @@ def _build(
     if work.exists() and not any(work.iterdir()):
       work.rmtree()
     raise
-  (work / TOKENIZER).copy(workdir / TOKENIZER, overwrite=True)
+  (work / run_dir.TOKENIZER).copy(workdir / run_dir.TOKENIZER, overwrite=True)
   splits, row_counts = packing.write_rows(
-    config.rows, tokenizer.load_tokenizer(workdir / TOKENIZER), work / _FILTER_STAGE, workdir
+    config.rows,
+    tokenizer.load_tokenizer(workdir / run_dir.TOKENIZER),
+    work / _FILTER_STAGE,
+    workdir,
   )
   stages = {_FILTER_STAGE: filtered, 'tokenizer': pieces, 'rows': row_counts}
   manifest = _make_manifest(settings, fingerprints, splits, stages)
@@ -167,12 +169,12 @@ def _make_tokenizer(
 
   if existing:
     trained = existing
-    files.write_bytes(work / TOKENIZER, existing.model)
+    files.write_bytes(work / run_dir.TOKENIZER, existing.model)
   else:
     megabytes = min(text_bytes, _MAX_TRAINING_BYTES) / 1e6
     progress.log(f'tokenizer: training {settings.size:,} pieces on {megabytes:,.1f} MB')
     trained = tokenizer.train_tokenizer(
-      sample_text(_MAX_TRAINING_BYTES), settings.model, settings.size, work / TOKENIZER
+      sample_text(_MAX_TRAINING_BYTES), settings.model, settings.size, work / run_dir.TOKENIZER
     )
   sweep = []
   if settings.extra_sizes:
@@ -206,7 +208,7 @@ def _make_manifest(
     'vocabulary': size,
     'dtype': packing.choose_dtype(size).name,
     'normalization': NORMALIZATION,
-    'tokenizer': {'file': TOKENIZER, 'sha256': checksum},
+    'tokenizer': {'file': run_dir.TOKENIZER, 'sha256': checksum},
     'splits': splits,
     'settings': {name: value for name, value in settings.items() if name != 'workers'},
     'sources': fingerprints,

@@ -15,13 +15,13 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Int, UInt, UInt64
 
-from minilm_jax.core import files
+from minilm_jax.core import files, run_dir
 from minilm_jax.core.config import SubsetConfig
 from minilm_jax.core.corpus_config import FORMAT, PAD_ID, SPLITS
 from minilm_jax.core.errors import ANY, COUNT, PARSE_ERRORS, TEXT, InputError, find_schema_fault
 from minilm_jax.data.rows import Corpus
 
-MANIFEST, TRAIN_SPLIT = 'manifest.json', 'train'
+TRAIN_SPLIT = 'train'
 _SHARD_SCHEMA = {'file': TEXT, 'rows': COUNT, 'sha256': TEXT}
 _SPLIT_SCHEMA = {'rows': COUNT, 'tokens': COUNT, 'shards': [_SHARD_SCHEMA]}
 _MANIFEST_SCHEMA = {
@@ -72,7 +72,7 @@ def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
   Raises:
     InputError: The folder is not a finished corpus, or has another format version.
   """
-  path, subject = epath.Path(folder) / MANIFEST, f'the corpus {epath.Path(folder)}'
+  path, subject = epath.Path(folder) / run_dir.MANIFEST, f'the corpus {epath.Path(folder)}'
   if not path.exists():
     raise InputError(subject, 'no manifest.json', 'build it by minilm corpus, or check the path')
   manifest = files.read_json(path, subject)

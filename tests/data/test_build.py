@@ -182,7 +182,7 @@ def test_composed_and_decomposed_accents_give_one_corpus(source, tmp_path):
   first, second = manifests
   assert first['hash'] == second['hash'] and first['word_list'] == second['word_list']
   assert first['normalization'] == 'NFC'
-  trained = tokenizer.load_tokenizer(tmp_path / 'NFC' / 'corpus' / build.TOKENIZER)
+  trained = tokenizer.load_tokenizer(tmp_path / 'NFC' / 'corpus' / run_dir.TOKENIZER)
   ids = trained.encode([trained.fold(text) for text in ('The caf\u00e9', 'the cafe\u0301')])
   assert ids[0] == ids[1] and tokenizer.UNKNOWN_ID not in ids[0]
 
