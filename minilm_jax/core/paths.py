@@ -14,7 +14,7 @@ import os
 import pathlib
 import posixpath
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from etils import epath
@@ -231,7 +231,7 @@ def _names_path(name: str) -> bool:
   )
 
 
-def split_names(text: str, is_name: Callable[[str], bool] = _names_path) -> list[str]:
+def split_names(text: str) -> list[str]:
   """Returns the names in a comma-separated list, without spaces around them.
 
   A comma is part of a name if the name with the comma exists and the names around it do not.
@@ -239,21 +239,22 @@ def split_names(text: str, is_name: Callable[[str], bool] = _names_path) -> list
   words = [word for word in map(str.strip, text.split(',')) if word]
   if len(words) < 2:
     return [expand_home(word) for word in words]
-  if is_name(text.strip()):
+  if _names_path(text.strip()):
     return [expand_home(text.strip())]
-  if not all(map(is_name, words)):
-    words = list(_join_names(text.split(','), is_name))
+  if not all(map(_names_path, words)):
+    words = list(_join_names(text.split(',')))
   return [expand_home(word) for word in words]
 
 
-def _join_names(words: Sequence[str], is_name: Callable[[str], bool]) -> Iterator[str]:
+def _join_names(words: Sequence[str]) -> Iterator[str]:
   """Yields the longest names that exist, from the left; a word without a name stays alone."""
   start = 0
   while start < len(words):
     ends = range(len(words), start + 1, -1)
     candidates = ((end, ','.join(words[start:end]).strip()) for end in ends)
     end, name = next(
-      ((end, name) for end, name in candidates if is_name(name)), (start + 1, words[start].strip())
+      ((end, name) for end, name in candidates if _names_path(name)),
+      (start + 1, words[start].strip()),
     )
     if name:
       yield name

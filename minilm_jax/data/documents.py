@@ -281,7 +281,7 @@ def _generate_microworld(source: Source) -> Iterator[str]:
   return microworld.generate_documents(seed=0, count=int(source.path))
 
 
-def read_table_rows(path: str, errors: str) -> Iterator[dict[str, Any]]:
+def read_table_rows(path: str) -> Iterator[dict[str, Any]]:
   """Yields the rows of a table that fits in memory.
 
   Raises:
@@ -291,7 +291,7 @@ def read_table_rows(path: str, errors: str) -> Iterator[dict[str, Any]]:
   def size(row: dict[str, Any]) -> int:
     return sum(len(value) for value in row.values() if isinstance(value, (str, bytes)))
 
-  rows = readers.read_rows(path, errors, _MAX_TABLE_LINE_CHARS)
+  rows = readers.read_rows(path, 'strict', _MAX_TABLE_LINE_CHARS)
   return files.limit_items(rows, size, f'the table {path}')
 
 

@@ -303,7 +303,7 @@ def _read_rows(file: str, card: Card) -> Iterator[tuple[str, ...]]:
       f'the texts of {file}', 'no such file', 'give a table: .jsonl, .csv, .tsv or .parquet'
     )
   number = 0
-  for number, row in enumerate(documents.read_table_rows(str(path), errors='strict'), 1):
+  for number, row in enumerate(documents.read_table_rows(str(path)), 1):
     fields = card.fields
     if not set(fields) <= row.keys() and not card.reads_pairs and 'text' in row:
       fields = ('text',)

@@ -91,9 +91,7 @@ def _open_tables(source: epath.PathLike) -> tuple[str, list[tuple[str, Iterator[
     names = [file.name for file in contents]
   if tables:
     name = (path.name or 'pairs') if is_folder else _strip_suffixes(path)
-    return name, [
-      (_strip_suffixes(file), documents.read_table_rows(str(file), 'strict')) for file in tables
-    ]
+    return name, [(_strip_suffixes(file), documents.read_table_rows(str(file))) for file in tables]
   root = path.parent if path.name == 'blimp' else path
   infos = paths.list_matches(root / 'blimp', '*/*/dataset_info.json')
   paradigms = sorted({info.parent.parent.name for info in infos})

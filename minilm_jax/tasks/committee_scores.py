@@ -99,17 +99,17 @@ def combine_outputs(logits: Float[np.ndarray, 'M N C'], combined: str) -> Float[
   return metrics.softmax(logits).mean(0)
 
 
-def draw_subsets(members: int, size: int, max_subsets: int = MAX_SUBSETS) -> list[tuple[int, ...]]:
-  """Returns all subsets of a size, or `max_subsets` distinct subsets drawn with a fixed seed.
+def draw_subsets(members: int, size: int) -> list[tuple[int, ...]]:
+  """Returns all subsets of a size, or `MAX_SUBSETS` distinct subsets drawn with a fixed seed.
 
   >>> draw_subsets(3, 2)
   [(0, 1), (0, 2), (1, 2)]
   """
-  if math.comb(members, size) <= max_subsets:
+  if math.comb(members, size) <= MAX_SUBSETS:
     return list(itertools.combinations(range(members), size))
   random = np.random.default_rng([_SUBSET_SEED, members, size])
   subsets: dict[tuple[int, ...], None] = {}
-  while len(subsets) < max_subsets:
+  while len(subsets) < MAX_SUBSETS:
     subsets[tuple(sorted(random.choice(members, size, replace=False).tolist()))] = None
   return list(subsets)
 
@@ -121,11 +121,7 @@ def measure_disagreement(logits: Float[np.ndarray, 'M N C']) -> Float[np.ndarray
 
 
 def study_sizes(
-  logits: Float[np.ndarray, 'M N C'],
-  labels: Int[np.ndarray, 'N'],
-  headline: str,
-  split: str,
-  max_subsets: int = MAX_SUBSETS,
+  logits: Float[np.ndarray, 'M N C'], labels: Int[np.ndarray, 'N'], headline: str, split: str
 ) -> list[SubsetScore]:
   """Returns the scores of committees of every size up to M by the headline metric and accuracy.
 
@@ -156,7 +152,7 @@ def study_sizes(
 
   lines = []
   for size in range(1, len(logits) + 1):
-    subsets = draw_subsets(len(logits), size, max_subsets)
+    subsets = draw_subsets(len(logits), size)
     values: dict[tuple[str, str], list[float]] = {}
     for key, value in itertools.chain.from_iterable(map(score_subset, subsets)):
       values.setdefault(key, []).append(value)

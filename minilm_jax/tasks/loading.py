@@ -139,7 +139,7 @@ def _read_table(
     return glue_files.read_glue_rows(path, task, split)
   if is_fewrel_file(path) and not readers.is_json_array(path):
     return read_fewrel_rows(path, config.markers)
-  return documents.read_table_rows(str(path), errors='strict')
+  return documents.read_table_rows(str(path))
 
 
 def _find_file(folder: epath.Path, split: str) -> epath.Path:

@@ -63,7 +63,7 @@ def test_readers_into_memory_are_limited(name: str, tmp_path, small_limits):
 CACHED: dict[str, Callable[[pathlib.Path], object]] = {
   'a.txt': filters.load_word_list,
   'a.csv': filters.load_word_list,
-  'a.jsonl': lambda path: list(documents.read_table_rows(str(path), 'strict')),
+  'a.jsonl': lambda path: list(documents.read_table_rows(str(path))),
 }
 
 

@@ -256,7 +256,7 @@ def test_the_filter_of_glue_keeps_as_many_examples_as_paper_1(data, task):
   for split, count in zip(('train', 'validation', 'test'), GLUE[task], strict=True):
     if count is None:
       continue
-    rows = documents.read_table_rows(str(data / 'glue' / task / f'{split}.jsonl.gz'), 'strict')
+    rows = documents.read_table_rows(str(data / 'glue' / task / f'{split}.jsonl.gz'))
     names = ('sentence', 'sentence1', 'sentence2')
     texts = (' '.join(row[name] for name in names if name in row) for row in rows)
     assert sum(filters.is_inside_word_list(text, words) for text in texts) == count, split
