@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 if 'jax' in sys.modules:
   raise RuntimeError(
@@ -135,6 +136,14 @@ def tiny_corpus(build_once: BuildOnce) -> pathlib.Path:
   config.workers = 1
   resolved = recipe.resolve(config, 'corpus')
   return build_once('corpus', lambda folder: build.build_corpus(resolved, folder))
+
+
+@pytest.fixture(scope='session')
+def tiny_tokenizer(tiny_corpus: pathlib.Path) -> Any:
+  """Returns the tokenizer of `tiny_corpus` and `tiny_run`."""
+  from minilm_jax.data import tokenizer
+
+  return tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
 
 
 @pytest.fixture(scope='session')

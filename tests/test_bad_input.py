@@ -50,18 +50,14 @@ def checkpoint_inputs(tiny_run: pathlib.Path) -> dict[str, Input]:
 
 
 @pytest.fixture(scope='module')
-def classifier_inputs(
-  tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Input]:
-  from minilm_jax.data import tokenizer
+def classifier_inputs(tiny_tokenizer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Input]:
   from minilm_jax.tasks import committee
   from tests import fake_classifiers
 
   root = tmp_path_factory.mktemp('members')
-  model = tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
   for seed in range(2):
     fake_classifiers.save_classifier(
-      root / f'classifier-{seed}', fake_classifiers.make_classifier(model, seed)
+      root / f'classifier-{seed}', fake_classifiers.make_classifier(tiny_tokenizer, seed)
     )
   committee.make_committee(f'{root}/classifier-*', root / 'committee')
   return {case.name: case for case in input_cases.list_classifier_inputs(root)}

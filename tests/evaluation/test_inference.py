@@ -23,7 +23,7 @@ from minilm_jax.data.tokenizer import (
   MASK_ID,
   SPECIAL_TOKENS,
   UNKNOWN_ID,
-  load_tokenizer,
+  Tokenizer,
 )
 from minilm_jax.evaluation import inference
 from minilm_jax.evaluation.inference import LanguageModel
@@ -58,12 +58,11 @@ def model(tiny_run: Path) -> LanguageModel:
 
 
 @pytest.fixture(scope='module')
-def classifiers(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def classifiers(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
   """Returns a folder with the classifiers of CARDS, and `together`, a committee of three."""
   folder = tmp_path_factory.mktemp('inference')
-  tokenizer = load_tokenizer(tiny_corpus / 'tokenizer.model')
   for seed, (name, changes) in enumerate(CARDS.items()):
-    member = fake_classifiers.make_classifier(tokenizer, seed, **changes)
+    member = fake_classifiers.make_classifier(tiny_tokenizer, seed, **changes)
     fake_classifiers.save_classifier(folder / name, member)
   committee.make_committee(f'{folder}/classifier-*', folder / 'together')
   return folder
@@ -100,23 +99,25 @@ def test_guesses_are_sorted_by_probability_for_each_mask(model: LanguageModel, t
   'after, after_pieces', [(' near .', ['\u2581near', '\u2581.']), ('.', ['.'])]
 )
 def test_probabilities_equal_the_softmax_of_the_model(
-  tiny_run: Path, after: str, after_pieces: list[str]
+  tiny_run: Path, tiny_tokenizer: Tokenizer, after: str, after_pieces: list[str]
 ):
-  pieces = load_tokenizer(tiny_run / 'tokenizer.model')
   config = pretrained.load_config(tiny_run).model
   shapes = jax.eval_shape(lambda: init_masked_language_model(config, jax.random.key(0)))
   model = checkpoint.restore_part(tiny_run, shapes, 'model')
-  before, after_ids = pieces.encode(['a dog'])[0], [pieces.id(piece) for piece in after_pieces]
+  before, after_ids = (
+    tiny_tokenizer.encode(['a dog'])[0],
+    [tiny_tokenizer.id(piece) for piece in after_pieces],
+  )
   assert UNKNOWN_ID not in after_ids
   tokens = jnp.asarray([[BEGIN_ID, *before, MASK_ID, *after_ids, END_ID]])
   logits = model(tokens, jnp.ones_like(tokens, bool), jnp.asarray([[1 + len(before)]]))[0, 0]
   for guess in inference.fill_mask(tiny_run, f'a dog <mask>{after}', 3):
-    expected = jax.nn.softmax(logits)[pieces.id(guess.piece)]
+    expected = jax.nn.softmax(logits)[tiny_tokenizer.id(guess.piece)]
     np.testing.assert_allclose(guess.probability, expected, rtol=1e-5)
 
 
-def test_every_piece_of_the_tokenizer_is_a_guess(tiny_run: Path):
-  size = load_tokenizer(tiny_run / 'tokenizer.model').size
+def test_every_piece_of_the_tokenizer_is_a_guess(tiny_run: Path, tiny_tokenizer: Tokenizer):
+  size = tiny_tokenizer.size
   assert pretrained.load_config(tiny_run).model.vocab_size > size  # with ids that are no pieces
   guesses = inference.fill_mask(tiny_run, '<mask>', 10_000)
   assert len({guess.piece for guess in guesses}) == len(guesses) == size - len(SPECIAL_TOKENS)

@@ -108,9 +108,9 @@ def test_intervals_cover_the_true_accuracy():
 
 
 def test_unigram_probabilities_are_smoothed_shares(
-  tiny_corpus: pathlib.Path, tiny_run: pathlib.Path
+  tiny_corpus: pathlib.Path, tiny_tokenizer: tokenizer.Tokenizer
 ):
-  size = tokenizer.load_tokenizer(tiny_run / 'tokenizer.model').size
+  size = tiny_tokenizer.size
   probabilities = np.exp(minimal_pairs.compute_unigram_log_probabilities(tiny_corpus, size))
   ignored = tokenizer.BEGIN_ID, tokenizer.PAD_ID, tokenizer.END_ID, tokenizer.MASK_ID
   tokens = np.asarray(corpus.load_split(tiny_corpus, 'train').tokens)

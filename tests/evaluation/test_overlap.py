@@ -39,14 +39,9 @@ def index_measures(result: dict, split: str) -> dict[Key, dict]:
 
 
 @pytest.fixture(scope='module')
-def pieces(tiny_corpus: pathlib.Path) -> tokenizer.Tokenizer:
-  return tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
-
-
-@pytest.fixture(scope='module')
-def corpus_texts(tiny_corpus: pathlib.Path, pieces: tokenizer.Tokenizer) -> list[str]:
+def corpus_texts(tiny_corpus: pathlib.Path, tiny_tokenizer: tokenizer.Tokenizer) -> list[str]:
   tokens = np.asarray(corpus.load_split(tiny_corpus, 'train').tokens)
-  return [pieces.decode(row) for row in tokens.tolist()]
+  return [tiny_tokenizer.decode(row) for row in tokens.tolist()]
 
 
 def measure(texts: list[str], pieces: tokenizer.Tokenizer, counts: tuple) -> dict[Key, Measure]:
@@ -74,30 +69,32 @@ def test_a_corpus_overlaps_fully_with_its_text(
   assert result['rows'] == corpus.read_manifest(tiny_corpus)['splits']['train']['rows']
 
 
-def test_text_of_other_characters_has_no_overlap(pieces: tokenizer.Tokenizer, tiny_corpus):
-  counts = overlap.count_corpus(corpus.CorpusFiles(tiny_corpus, 'train'), pieces)
-  result = measure(['ѩѩѩ ѭѭ', 'ѭѭ ѩ'], pieces, counts)
+def test_text_of_other_characters_has_no_overlap(tiny_tokenizer: tokenizer.Tokenizer, tiny_corpus):
+  counts = overlap.count_corpus(corpus.CorpusFiles(tiny_corpus, 'train'), tiny_tokenizer)
+  result = measure(['ѩѩѩ ѭѭ', 'ѭѭ ѩ'], tiny_tokenizer, counts)
   for name in ('type overlap', 'token overlap', 'Jaccard'):
     assert result['words', name, 1].value == result['words', name, 1].low == 0
   assert result['words', 'out of vocabulary', 1].value == 1
   assert result['pieces', 'unknown', 1].value > 0.4  # the other pieces are spaces
 
 
-def test_disjoint_pieces_have_no_overlap(pieces: tokenizer.Tokenizer):
+def test_disjoint_pieces_have_no_overlap(tiny_tokenizer: tokenizer.Tokenizer):
   text = ['the dog sees the cat .', 'a cat sleeps .']
-  used = {piece for ids in pieces.encode(text) for piece in ids}
-  piece_counts = np.array([0 if piece in used or piece < 5 else 7 for piece in range(pieces.size)])
-  result = measure(text, pieces, (piece_counts, Counter({'zebra': 9})))
+  used = {piece for ids in tiny_tokenizer.encode(text) for piece in ids}
+  piece_counts = np.array(
+    [0 if piece in used or piece < 5 else 7 for piece in range(tiny_tokenizer.size)]
+  )
+  result = measure(text, tiny_tokenizer, (piece_counts, Counter({'zebra': 9})))
   for unit in ('pieces', 'words'):
     for name in ('type overlap', 'token overlap', 'Jaccard'):
       row = result[unit, name, 1]
       assert row.value == row.low == row.high == 0
 
 
-def test_shares_equal_hand_computed_values(pieces: tokenizer.Tokenizer):
+def test_shares_equal_hand_computed_values(tiny_tokenizer: tokenizer.Tokenizer):
   """The texts have "the" 3 times, "dog" twice, and "cat" and "and" once."""
-  counts = np.zeros(pieces.size, int), Counter(the=10, dog=1, tree=4)
-  result = measure(['The dog and', 'the dog, the cat!'], pieces, counts)
+  counts = np.zeros(tiny_tokenizer.size, int), Counter(the=10, dog=1, tree=4)
+  result = measure(['The dog and', 'the dog, the cat!'], tiny_tokenizer, counts)
   assert result['words', 'token overlap', 1].value == pytest.approx(5 / 7)
   assert result['words', 'token overlap', 10].value == pytest.approx(3 / 7)
   assert result['words', 'token overlap', 100].value == 0
@@ -108,7 +105,7 @@ def test_shares_equal_hand_computed_values(pieces: tokenizer.Tokenizer):
   assert out.value == pytest.approx(2 / 7) and out.low <= out.value <= out.high
   # Without counts, every piece has the same probability.
   uniform = result['pieces', 'cross-entropy', 1].value
-  assert uniform == pytest.approx(math.log(pieces.size))
+  assert uniform == pytest.approx(math.log(tiny_tokenizer.size))
 
 
 def compute_by_definition(
@@ -163,8 +160,8 @@ def test_jackknife_intervals_cover_the_true_value():
   assert 180 <= covered <= 199  # of a binomial distribution with mean 190
 
 
-def test_one_example_has_no_interval(pieces: tokenizer.Tokenizer):
-  result = measure(['the dog'], pieces, (np.ones(pieces.size, int), Counter(the=1)))
+def test_one_example_has_no_interval(tiny_tokenizer: tokenizer.Tokenizer):
+  result = measure(['the dog'], tiny_tokenizer, (np.ones(tiny_tokenizer.size, int), Counter(the=1)))
   assert result[HEADLINE_MEASURE].value == 0.5 and math.isnan(result[HEADLINE_MEASURE].low)
 
 

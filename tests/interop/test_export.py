@@ -10,19 +10,18 @@ import pytest
 
 from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import tokenizer
+from minilm_jax.data.tokenizer import Tokenizer
 from minilm_jax.interop import export
 from minilm_jax.training import pretrained
 from tests import fake_classifiers
 
 
 @pytest.fixture(scope='module')
-def models(tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+def models(tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   """A folder with a fine-tuning run of one classifier, and an empty folder."""
   folder = tmp_path_factory.mktemp('models')
-  run_tokenizer = tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
   fake_classifiers.save_classifier(
-    folder / 'tuned' / 'classifier-0', fake_classifiers.make_classifier(run_tokenizer, 0)
+    folder / 'tuned' / 'classifier-0', fake_classifiers.make_classifier(tiny_tokenizer, 0)
   )
   files.write_json(folder / 'tuned' / run_dir.CONFIG, {'kind': 'finetune'})
   (folder / 'empty').mkdir()
@@ -47,12 +46,11 @@ def test_a_classifier_is_loaded(models: pathlib.Path):
 
 
 def test_a_model_of_another_type_computes_in_float32(
-  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+  tiny_tokenizer: Tokenizer, tmp_path: pathlib.Path
 ):
-  run_tokenizer = tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
-  card = fake_classifiers.make_card(run_tokenizer, 0)
+  card = fake_classifiers.make_card(tiny_tokenizer, 0)
   narrow = fake_classifiers.make_classifier(
-    run_tokenizer, 0, model=dataclasses.replace(card.model, dtype='bfloat16')
+    tiny_tokenizer, 0, model=dataclasses.replace(card.model, dtype='bfloat16')
   )
   result = export.load_model(str(fake_classifiers.save_classifier(tmp_path / 'narrow', narrow)))
   assert (
@@ -63,13 +61,12 @@ def test_a_model_of_another_type_computes_in_float32(
 
 
 def test_fields_without_a_counterpart_are_not_exported(
-  tiny_corpus: pathlib.Path, tmp_path: pathlib.Path
+  tiny_tokenizer: Tokenizer, tmp_path: pathlib.Path
 ):
-  run_tokenizer = tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
-  card = fake_classifiers.make_card(run_tokenizer, 0)
+  card = fake_classifiers.make_card(tiny_tokenizer, 0)
   model = dataclasses.replace(card.model, segments=2, segment_embeddings_for_pairs=True)
   folder = fake_classifiers.save_classifier(
-    tmp_path / 'bert', fake_classifiers.make_classifier(run_tokenizer, 0, model=model)
+    tmp_path / 'bert', fake_classifiers.make_classifier(tiny_tokenizer, 0, model=model)
   )
   with pytest.raises(InputError, match='model.segment_embeddings_for_pairs=True'):
     export.load_model(str(folder))

@@ -34,18 +34,13 @@ def hf_export():
   return hf_export
 
 
-@pytest.fixture(scope='module')
-def run_tokenizer(tiny_corpus: pathlib.Path) -> tokenizer.Tokenizer:
-  return tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
-
-
 def save_classifier(
-  folder: pathlib.Path, run_tokenizer: tokenizer.Tokenizer, shape: dict[str, Any], **changes: Any
+  folder: pathlib.Path, tiny_tokenizer: tokenizer.Tokenizer, shape: dict[str, Any], **changes: Any
 ) -> str:
   """Saves a classifier with changed fields of its encoder; returns the folder."""
-  card = fake_classifiers.make_card(run_tokenizer, 0)
+  card = fake_classifiers.make_card(tiny_tokenizer, 0)
   member = fake_classifiers.make_classifier(
-    run_tokenizer, 0, model=dataclasses.replace(card.model, **shape), **changes
+    tiny_tokenizer, 0, model=dataclasses.replace(card.model, **shape), **changes
   )
   # With smaller weights, rounding errors of float32 stay below the tolerance.
   member = dataclasses.replace(member, model=jax.tree.map(lambda x: x / 2, member.model))
@@ -118,10 +113,10 @@ FORMS = {
 
 @pytest.mark.parametrize('form', FORMS)
 def test_an_exported_classifier_answers_equally(
-  form: str, run_tokenizer: tokenizer.Tokenizer, hf_export, tmp_path: pathlib.Path
+  form: str, tiny_tokenizer: tokenizer.Tokenizer, hf_export, tmp_path: pathlib.Path
 ):
   shape, changes, name = FORMS[form]
-  source = save_classifier(tmp_path / 'source', run_tokenizer, shape, **changes)
+  source = save_classifier(tmp_path / 'source', tiny_tokenizer, shape, **changes)
   record = hf_export.export_huggingface(source, str(tmp_path / 'out'))
   assert record['class'] == name and (
     tmp_path / 'out' / 'modeling_minilm.py'
@@ -146,12 +141,12 @@ def test_an_exported_classifier_answers_equally(
 
 @pytest.mark.parametrize('form', ['roberta of pairs', 'regression'])
 def test_the_comparison_of_labels_detects_differences(
-  form: str, run_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path
+  form: str, tiny_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path
 ):
   from minilm_jax.interop import hf_export
 
   shape, changes, _ = FORMS[form]
-  loaded = export.load_model(save_classifier(tmp_path / 'source', run_tokenizer, shape, **changes))
+  loaded = export.load_model(save_classifier(tmp_path / 'source', tiny_tokenizer, shape, **changes))
   member = Committee((classifier.load_classifier(tmp_path / 'source'),))
 
   def pipeline(
@@ -168,9 +163,9 @@ def test_the_comparison_of_labels_detects_differences(
 
 
 def test_pairs_of_an_odd_length_are_refused(
-  run_tokenizer: tokenizer.Tokenizer, hf_export, tmp_path: pathlib.Path
+  tiny_tokenizer: tokenizer.Tokenizer, hf_export, tmp_path: pathlib.Path
 ):
-  source = save_classifier(tmp_path / 'source', run_tokenizer, PLAIN, fields=('a', 'b'), length=23)
+  source = save_classifier(tmp_path / 'source', tiny_tokenizer, PLAIN, fields=('a', 'b'), length=23)
   with pytest.raises(InputError, match='--config'):
     hf_export.export_huggingface(source, str(tmp_path / 'out'))
   assert not (tmp_path / 'out').exists()
@@ -188,12 +183,12 @@ def test_pairs_of_an_odd_length_are_refused(
 def test_an_export_that_differs_leaves_no_folder(
   fault: str,
   value: str,
-  run_tokenizer: tokenizer.Tokenizer,
+  tiny_tokenizer: tokenizer.Tokenizer,
   hf_export,
   tmp_path: pathlib.Path,
   monkeypatch: pytest.MonkeyPatch,
 ):
-  source = save_classifier(tmp_path / 'source', run_tokenizer, PLAIN)
+  source = save_classifier(tmp_path / 'source', tiny_tokenizer, PLAIN)
   export_weights = hf_export.hf_weights.export_weights
   build_tokenizer_json = hf_export.tokenizer_json.build_tokenizer_json
 

@@ -29,11 +29,6 @@ HOSTILE = (
 )
 
 
-@pytest.fixture(scope='module')
-def run_tokenizer(tiny_corpus: pathlib.Path) -> tokenizer.Tokenizer:
-  return tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
-
-
 def read_cells(card: str) -> dict[str, str]:
   """Returns the tables of two columns of a card."""
   rows = (line.strip('| ').split(' | ') for line in card.splitlines() if line.startswith('|'))
@@ -82,10 +77,10 @@ def test_a_card_does_not_need_the_corpus(tiny_run: pathlib.Path, tmp_path: pathl
 
 
 def test_a_card_of_a_classifier_has_its_scores(
-  run_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path
+  tiny_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path
 ):
   folder = fake_classifiers.save_classifier(
-    tmp_path / 'one', fake_classifiers.make_classifier(run_tokenizer, 0)
+    tmp_path / 'one', fake_classifiers.make_classifier(tiny_tokenizer, 0)
   )
   card = model_card.build_card(folder)
   cells = read_cells(card)
@@ -94,7 +89,7 @@ def test_a_card_of_a_classifier_has_its_scores(
   assert 'step 8 ' in cells['initial weights'] and 'tiny' in cells['initial weights']
   scratch = model_card.build_card(
     fake_classifiers.save_classifier(
-      tmp_path / 'two', fake_classifiers.make_classifier(run_tokenizer, 0, step=-1)
+      tmp_path / 'two', fake_classifiers.make_classifier(tiny_tokenizer, 0, step=-1)
     )
   )
   assert 'step' not in read_cells(scratch)['initial weights']
@@ -115,7 +110,7 @@ def test_a_card_of_a_fine_tuning_run_lists_its_scores(tmp_path: pathlib.Path):
 
 @pytest.mark.parametrize('hostile', HOSTILE)
 def test_untrusted_text_adds_no_markup(
-  hostile: str, run_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path
+  hostile: str, tiny_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path
 ):
   """The rendered card has the tags of a card with plain names."""
   markdown = pytest.importorskip('markdown_it', reason='comes with rich')
@@ -123,7 +118,7 @@ def test_untrusted_text_adds_no_markup(
   for name, text in (('plain', 'plain'), ('hostile', hostile)):
     labels = (text, 'b', 'c')
     member = fake_classifiers.make_classifier(
-      run_tokenizer,
+      tiny_tokenizer,
       0,
       task=text,
       fields=(text,),

@@ -23,16 +23,11 @@ from tests import fake_classifiers
 TEXTS = ['the dog sleeps .', 'a good fox', 'The bad pig ' * 20]
 
 
-@pytest.fixture(scope='module')
-def run_tokenizer(tiny_corpus: pathlib.Path) -> tokenizer.Tokenizer:
-  return tokenizer.load_tokenizer(tiny_corpus / 'tokenizer.model')
-
-
 def test_a_missing_library_is_named(
-  run_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+  tiny_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
   source = fake_classifiers.save_classifier(
-    tmp_path / 'source', fake_classifiers.make_classifier(run_tokenizer, 0)
+    tmp_path / 'source', fake_classifiers.make_classifier(tiny_tokenizer, 0)
   )
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(InputError, match='flatbuffers'):
@@ -69,10 +64,10 @@ def run_example(folder: pathlib.Path, texts: list[str]) -> tuple[np.ndarray, dic
   ids=['free batch', 'positions', 'regression, two rows'],
 )
 def test_the_program_equals_the_model(
-  changes: dict, batch: int, run_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path
+  changes: dict, batch: int, tiny_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path
 ):
   source = fake_classifiers.save_classifier(
-    tmp_path / 'source', fake_classifiers.make_classifier(run_tokenizer, 0, **changes)
+    tmp_path / 'source', fake_classifiers.make_classifier(tiny_tokenizer, 0, **changes)
   )
   record = stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'), batch)
   assert record['batch'] == (batch or None) and record['difference'] <= 1e-5
@@ -101,12 +96,12 @@ def test_the_example_code_runs_in_the_folder(
   changes: dict,
   texts: tuple,
   batch: int,
-  run_tokenizer: tokenizer.Tokenizer,
+  tiny_tokenizer: tokenizer.Tokenizer,
   tmp_path: pathlib.Path,
   monkeypatch: pytest.MonkeyPatch,
 ):
   source = fake_classifiers.save_classifier(
-    tmp_path / 'source', fake_classifiers.make_classifier(run_tokenizer, 0, **changes)
+    tmp_path / 'source', fake_classifiers.make_classifier(tiny_tokenizer, 0, **changes)
   )
   stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'), batch)
   monkeypatch.chdir(tmp_path / 'out')
@@ -118,10 +113,10 @@ def test_the_example_code_runs_in_the_folder(
 
 
 def test_a_program_that_differs_leaves_no_folder(
-  run_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+  tiny_tokenizer: tokenizer.Tokenizer, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
   source = fake_classifiers.save_classifier(
-    tmp_path / 'source', fake_classifiers.make_classifier(run_tokenizer, 0)
+    tmp_path / 'source', fake_classifiers.make_classifier(tiny_tokenizer, 0)
   )
   original = stablehlo.open_program
   monkeypatch.setattr(
@@ -141,7 +136,7 @@ def test_a_pretraining_run_is_refused(tiny_run: pathlib.Path, tmp_path: pathlib.
 
 
 def test_a_custom_encoder_is_exported_only_as_a_program(
-  run_tokenizer: tokenizer.Tokenizer,
+  tiny_tokenizer: tokenizer.Tokenizer,
   tmp_path: pathlib.Path,
   monkeypatch: pytest.MonkeyPatch,
   capsys,
@@ -150,10 +145,10 @@ def test_a_custom_encoder_is_exported_only_as_a_program(
   module = 'configs.examples.gated_rotary'
   monkeypatch.setattr(recipe, '_trusted_modules', {module})
   model = dataclasses.replace(
-    fake_classifiers.make_card(run_tokenizer, 0).model, encoder=f'{module}:Encoder'
+    fake_classifiers.make_card(tiny_tokenizer, 0).model, encoder=f'{module}:Encoder'
   )
   source = fake_classifiers.save_classifier(
-    tmp_path / 'source', fake_classifiers.make_classifier(run_tokenizer, 0, model=model)
+    tmp_path / 'source', fake_classifiers.make_classifier(tiny_tokenizer, 0, model=model)
   )
   monkeypatch.setattr(recipe, '_trusted_modules', set())
   custom.load_custom_encoder.cache_clear()

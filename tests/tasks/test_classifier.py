@@ -17,7 +17,7 @@ import pytest
 
 from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError
-from minilm_jax.data.tokenizer import load_tokenizer
+from minilm_jax.data.tokenizer import Tokenizer
 from minilm_jax.tasks import classifier, committee_scores, examples, finetune, finetune_step
 from minilm_jax.tasks.classifier import SavedClassifier
 from minilm_jax.training import pretrained
@@ -137,11 +137,10 @@ def test_a_missing_classifier_is_trained_again(
 
 @pytest.fixture(scope='module')
 def saved(
-  tiny_corpus: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+  tiny_tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[pathlib.Path, SavedClassifier]:
   """Returns the folder of a classifier with random weights, and the classifier."""
-  tokenizer = load_tokenizer(tiny_corpus / 'tokenizer.model')
-  member = fake_classifiers.make_classifier(tokenizer, 0)
+  member = fake_classifiers.make_classifier(tiny_tokenizer, 0)
   folder = tmp_path_factory.mktemp('saved') / 'classifier-0'
   return fake_classifiers.save_classifier(folder, member), member
 

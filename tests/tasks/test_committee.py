@@ -14,7 +14,7 @@ import pytest
 
 from minilm_jax.core import files, lock, run_dir
 from minilm_jax.core.errors import InputError
-from minilm_jax.data.tokenizer import Tokenizer, load_tokenizer
+from minilm_jax.data.tokenizer import Tokenizer
 from minilm_jax.tasks import classifier, committee, committee_scores
 from minilm_jax.tasks.committee import Committee
 from minilm_jax.tasks.committee_scores import LOGIT, MEMBERS, PROBABILITY
@@ -27,16 +27,11 @@ EXAMPLES = fake_classifiers.make_examples()
 
 
 @pytest.fixture(scope='module')
-def tokenizer(tiny_corpus: pathlib.Path) -> Tokenizer:
-  return load_tokenizer(tiny_corpus / 'tokenizer.model')
-
-
-@pytest.fixture(scope='module')
-def members(tokenizer: Tokenizer) -> list[classifier.SavedClassifier]:
+def members(tiny_tokenizer: Tokenizer) -> list[classifier.SavedClassifier]:
   """Returns three members of equal shape and a wider member."""
   return [
-    *(fake_classifiers.make_classifier(tokenizer, seed) for seed in (0, 1, 2)),
-    fake_classifiers.make_classifier(tokenizer, 3, hidden=24),
+    *(fake_classifiers.make_classifier(tiny_tokenizer, seed) for seed in (0, 1, 2)),
+    fake_classifiers.make_classifier(tiny_tokenizer, 3, hidden=24),
   ]
 
 
@@ -151,9 +146,9 @@ def test_subsets_are_scored_on_the_reported_examples(home: pathlib.Path):
   assert len(committee.make_committee_tables(result)) == 1
 
 
-def test_a_member_may_have_several_heads(members: list, tokenizer, tmp_path: pathlib.Path):
+def test_a_member_may_have_several_heads(members: list, tiny_tokenizer, tmp_path: pathlib.Path):
   several = fake_classifiers.make_classifier(
-    tokenizer, 7, head=dataclasses.replace(members[0].card.head, ensemble_size=3)
+    tiny_tokenizer, 7, head=dataclasses.replace(members[0].card.head, ensemble_size=3)
   )
   pair = [members[0], several]
   assert classifier.group_by_shape(pair) == [[0], [1]]
@@ -188,8 +183,8 @@ def test_members_with_different_examples_are_not_scored(members: list, tmp_path:
     ({'task_kind': 'regression', 'labels': ()}, 'regression'),
   ],
 )
-def test_incompatible_members_are_refused(changes: dict, match: str, members: list, tokenizer):
-  pair = [members[0], fake_classifiers.make_classifier(tokenizer, 5, **changes)]
+def test_incompatible_members_are_refused(changes: dict, match: str, members: list, tiny_tokenizer):
+  pair = [members[0], fake_classifiers.make_classifier(tiny_tokenizer, 5, **changes)]
   with pytest.raises(InputError, match=match):
     committee.check_members(pair, ['x', 'y'])
 

@@ -11,7 +11,7 @@ from etils import epath
 
 from minilm_jax.analysis import scores
 from minilm_jax.core import run_dir
-from minilm_jax.data import tokenizer
+from minilm_jax.data.tokenizer import Tokenizer
 from minilm_jax.tasks import finetune, finetune_results, task_data
 from minilm_jax.tasks.finetune_results import EpochResult, MemberSpec
 from minilm_jax.tasks.task import Task, find_task
@@ -214,14 +214,13 @@ def make_rows(task: str, count: int, numbers: Sequence[int] | None = None) -> li
   ]
 
 
-def prepare(task: str, tiny_run: Path, folder: Path, **splits: int | Sequence[int]) -> TaskData:
+def prepare(task: str, pieces: Tokenizer, folder: Path, **splits: int | Sequence[int]) -> TaskData:
   """Writes and encodes splits with a number of examples, or unlabelled with these numbers."""
   rows = {
     split: make_rows(task, size) if isinstance(size, int) else make_rows(task, len(size), size)
     for split, size in splits.items()
   }
   config = submission_config(task, **{'task.folder': write_examples(folder / 'data', **rows)})
-  pieces = tokenizer.load_tokenizer(tiny_run / 'tokenizer.model')
   return task_data.prepare_task_data(config, 64, pieces)
 
 
@@ -268,10 +267,10 @@ def test_submissions_are_in_the_order_of_the_official_file():
   assert rows.decode() == 'index\tprediction\n0\t0\n2\t0\n9\t1\n10\t1\n'
 
 
-def test_each_split_has_a_submission(tiny_run: Path, tmp_path: Path):
+def test_each_split_has_a_submission(tiny_tokenizer: Tokenizer, tmp_path: Path):
   numbers = {'test_matched': [3, 2, 1, 0], 'test_mismatched': [0, 1, 2], 'test': [4, 0, 1, 2, 3]}
   sizes = {'train': 12, 'validation_matched': 6, 'validation_mismatched': 5}
-  data = prepare('mnli', tiny_run, tmp_path, **sizes, **numbers)
+  data = prepare('mnli', tiny_tokenizer, tmp_path, **sizes, **numbers)
   spec, outputs = MemberSpec(0, 8, 0, 1e-3), draw_outputs(data, 0)
   results = {'last': EpochResult(1.0, float('nan'), outputs)}
   finetune_results.append_predictions(epath.Path(tmp_path), data, spec, results)
@@ -291,8 +290,8 @@ def test_each_split_has_a_submission(tiny_run: Path, tmp_path: Path):
     ]
 
 
-def test_predictions_are_stored_with_labels(tiny_run: Path, tmp_path: Path):
-  data = prepare('stsb', tiny_run, tmp_path, train=12, validation=6, test=range(4))
+def test_predictions_are_stored_with_labels(tiny_tokenizer: Tokenizer, tmp_path: Path):
+  data = prepare('stsb', tiny_tokenizer, tmp_path, train=12, validation=6, test=range(4))
   results = {
     choice: EpochResult(1.0, 0.5, draw_outputs(data, seed))
     for seed, choice in enumerate(('best', 'last'))
@@ -323,9 +322,13 @@ def test_predictions_are_stored_with_labels(tiny_run: Path, tmp_path: Path):
   ],
 )
 def test_the_validation_score_chooses_the_member_of_a_submission(
-  validation_scores: list, values: list, expected: int | None, tiny_run: Path, tmp_path: Path
+  validation_scores: list,
+  values: list,
+  expected: int | None,
+  tiny_tokenizer: Tokenizer,
+  tmp_path: Path,
 ):
-  data = prepare('rte', tiny_run, tmp_path, train=12, validation=6, test=range(9))
+  data = prepare('rte', tiny_tokenizer, tmp_path, train=12, validation=6, test=range(9))
   specs = [MemberSpec(number, 8 if number < 3 else None, number, 1e-3) for number in range(4)]
   for spec in specs:
     results = {
@@ -376,11 +379,11 @@ def test_fine_tuning_writes_a_missing_submission(tiny_run: Path, tmp_path: Path)
   assert {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()} == before
 
 
-def test_a_task_outside_glue_has_no_submission(tiny_run: Path, tmp_path: Path):
+def test_a_task_outside_glue_has_no_submission(tiny_tokenizer: Tokenizer, tmp_path: Path):
   data = task_data.prepare_task_data(
     submission_config('microworld/sentiment', **{'task.max_train_examples': 24}),
     64,
-    tokenizer.load_tokenizer(tiny_run / 'tokenizer.model'),
+    tiny_tokenizer,
   )
   finetune_results.write_submission(epath.Path(tmp_path), data, [], finetune_results.LAST_EPOCH)
   assert not data.unlabelled and not list(tmp_path.iterdir())

@@ -18,7 +18,6 @@ from minilm_jax.data.tokenizer import (
   SPECIAL_TOKENS,
   UNKNOWN_ID,
   Tokenizer,
-  load_tokenizer,
 )
 from minilm_jax.tasks import task_data
 from minilm_jax.tasks.examples import Examples
@@ -27,11 +26,6 @@ from tests.fake_runs import write_examples
 from tests.tiny_config import make_finetune_config
 
 WORDS = 'the dogs near a tree sleep and many foxes find these pears .'.split()
-
-
-@pytest.fixture(scope='module')
-def tokenizer(tiny_corpus: Path) -> Tokenizer:
-  return load_tokenizer(tiny_corpus / 'tokenizer.model')
 
 
 @pytest.fixture(scope='module')
@@ -47,34 +41,37 @@ def examples(first: list[str], second: list[str] | None = None) -> Examples:
   return Examples(tuple(first), tuple(second or ()), np.zeros(len(first), np.int32))
 
 
-def test_rows_have_special_tokens_around_the_texts(tokenizer: Tokenizer):
-  a, b = tokenizer.encode(['the dog', 'a fox'])
+def test_rows_have_special_tokens_around_the_texts(tiny_tokenizer: Tokenizer):
+  a, b = tiny_tokenizer.encode(['the dog', 'a fox'])
   single = [BEGIN_ID, *a, END_ID]
-  assert task_data.encode_examples(examples(['the dog']), tokenizer, 64) == ([single], 0)
+  assert task_data.encode_examples(examples(['the dog']), tiny_tokenizer, 64) == ([single], 0)
   pair = [BEGIN_ID, *a, END_ID, END_ID, *b, END_ID]
-  assert task_data.encode_examples(examples(['the dog'], ['a fox']), tokenizer, 64) == ([pair], 0)
+  assert task_data.encode_examples(examples(['the dog'], ['a fox']), tiny_tokenizer, 64) == (
+    [pair],
+    0,
+  )
 
 
-def test_case_is_folded(tokenizer: Tokenizer):
+def test_case_is_folded(tiny_tokenizer: Tokenizer):
   texts = examples(['The DOG sleeps .', 'the dog sleeps .'])
-  (upper, lower), _ = task_data.encode_examples(texts, tokenizer, 64)
+  (upper, lower), _ = task_data.encode_examples(texts, tiny_tokenizer, 64)
   assert upper == lower and UNKNOWN_ID not in upper
 
 
 @pytest.mark.parametrize('text', ['<mask> <pad> </s> <s>', '', '   '])
-def test_texts_are_not_encoded_as_special_ids(tokenizer: Tokenizer, text: str):
-  (ids,), _ = task_data.encode_examples(examples([text]), tokenizer, 64)
+def test_texts_are_not_encoded_as_special_ids(tiny_tokenizer: Tokenizer, text: str):
+  (ids,), _ = task_data.encode_examples(examples([text]), tiny_tokenizer, 64)
   assert (ids[0], ids[-1]) == (BEGIN_ID, END_ID)
   assert not {BEGIN_ID, END_ID, PAD_ID, MASK_ID} & set(ids[1:-1])
 
 
-def test_truncation_shortens_the_end_of_the_longer_text(tokenizer: Tokenizer):
+def test_truncation_shortens_the_end_of_the_longer_text(tiny_tokenizer: Tokenizer):
   rng = random.Random(0)
   sides = [
     [' '.join(rng.choices(WORDS, k=rng.randrange(30))) for _ in range(200)] for _ in range(2)
   ]
-  full, num_full = task_data.encode_examples(examples(*sides), tokenizer, 1000)
-  truncated, num_truncated = task_data.encode_examples(examples(*sides), tokenizer, 24)
+  full, num_full = task_data.encode_examples(examples(*sides), tiny_tokenizer, 1000)
+  truncated, num_truncated = task_data.encode_examples(examples(*sides), tiny_tokenizer, 24)
   assert num_full == 0 and num_truncated == sum(len(ids) > 24 for ids in full) > 20
   for before, after in zip(full, truncated, strict=True):
     assert len(after) == min(24, len(before))
@@ -82,7 +79,7 @@ def test_truncation_shortens_the_end_of_the_longer_text(tokenizer: Tokenizer):
     assert c == a[: len(c)] and d == b[: len(d)]
     if before != after:
       assert abs(len(c) - len(d)) <= 1 or min(len(c), len(d)) == min(len(a), len(b))
-  (ids,), num_truncated = task_data.encode_examples(examples(['the dog ' * 40]), tokenizer, 16)
+  (ids,), num_truncated = task_data.encode_examples(examples(['the dog ' * 40]), tiny_tokenizer, 16)
   assert len(ids) == 16 and ids[-1] == END_ID and num_truncated == 1
 
 
@@ -218,8 +215,8 @@ def prepare_folder(tokenizer: Tokenizer, task: str, folder: str, **changes: Any)
   return prepare(tokenizer, task, **{'task.folder': folder}, **changes)
 
 
-def test_rows_have_the_shortest_possible_length(tokenizer: Tokenizer):
-  data = prepare(tokenizer)
+def test_rows_have_the_shortest_possible_length(tiny_tokenizer: Tokenizer):
+  data = prepare(tiny_tokenizer)
   assert data.rows.keys() == {'train', 'validation'} and data.reported == ('validation',)
   assert not data.truncated
   length = data.rows['train'].tokens.shape[1]
@@ -229,23 +226,23 @@ def test_rows_have_the_shortest_possible_length(tokenizer: Tokenizer):
   assert [len(part.labels) for part in data.rows.values()] == [48, 1000]
 
 
-def test_used_ids_are_the_ids_of_all_rows(tokenizer: Tokenizer, tmp_path: Path):
+def test_used_ids_are_the_ids_of_all_rows(tiny_tokenizer: Tokenizer, tmp_path: Path):
   folder = write_examples(
     tmp_path / 'data',
     train=sentences(),
     validation=[{'sentence': 'a BAD Wolf sleeps !', 'label': 0}],
   )
-  data = prepare_folder(tokenizer, 'sentiment', folder)
-  (ids,) = tokenizer.encode(['a bad wolf sleeps !'])
+  data = prepare_folder(tiny_tokenizer, 'sentiment', folder)
+  (ids,) = tiny_tokenizer.encode(['a bad wolf sleeps !'])
   assert list_rows(data, 'validation') == [(BEGIN_ID, *ids, END_ID)]
   ids = {piece for split in data.rows for text in list_rows(data, split) for piece in text}
   assert set(data.used_ids.tolist()) == ids | set(range(len(SPECIAL_TOKENS)))
-  assert len(data.used_ids) < tokenizer.size
+  assert len(data.used_ids) < tiny_tokenizer.size
 
 
 @pytest.mark.parametrize('fraction', [0.1, 0.5])
-def test_the_validation_part_is_not_trained_on(tokenizer: Tokenizer, fraction: float):
-  full, split = (prepare(tokenizer, validation_fraction=value) for value in (0.0, fraction))
+def test_the_validation_part_is_not_trained_on(tiny_tokenizer: Tokenizer, fraction: float):
+  full, split = (prepare(tiny_tokenizer, validation_fraction=value) for value in (0.0, fraction))
   train, validation = list_rows(split, 'train'), list_rows(split, 'held_out')
   assert sorted(train + validation) == sorted(list_rows(full, 'train'))
   assert not set(train) & set(validation)
@@ -253,21 +250,24 @@ def test_the_validation_part_is_not_trained_on(tokenizer: Tokenizer, fraction: f
   assert list_rows(split, 'validation') == list_rows(full, 'validation')
 
 
-def test_a_head_with_weights_for_positions_has_full_rows(tokenizer: Tokenizer):
-  data = prepare(tokenizer, length=8, **{'head.pooling': 'positions'})
+def test_a_head_with_weights_for_positions_has_full_rows(tiny_tokenizer: Tokenizer):
+  data = prepare(tiny_tokenizer, length=8, **{'head.pooling': 'positions'})
   assert data.rows['train'].tokens.shape == (48, 64) and data.lengths == (64,)
   assert data.truncated and data.rows['train'].lengths.max() == 8
 
 
-def test_truncated_examples_are_counted_and_logged(tokenizer: Tokenizer, tmp_path: Path, capsys):
+def test_truncated_examples_are_counted_and_logged(
+  tiny_tokenizer: Tokenizer, tmp_path: Path, capsys
+):
   rows = [
     {'sentence1': 'the dog sleeps . ' * n, 'sentence2': 'a fox runs . ' * 9, 'label': n % 2}
     for n in range(1, 9)
   ]
   folder = write_examples(tmp_path / 'data', train=rows, validation=rows[:4])
-  data = prepare_folder(tokenizer, 'rte', folder)
+  data = prepare_folder(tiny_tokenizer, 'rte', folder)
   long = [
-    sum(map(len, tokenizer.encode([row['sentence1'], row['sentence2']]))) + 4 > 64 for row in rows
+    sum(map(len, tiny_tokenizer.encode([row['sentence1'], row['sentence2']]))) + 4 > 64
+    for row in rows
   ]
   assert data.truncated == sum(long) + sum(long[:4]) > 0
   assert data.rows['train'].tokens.shape == (8, 64)
@@ -286,27 +286,31 @@ def test_truncated_examples_are_counted_and_logged(tokenizer: Tokenizer, tmp_pat
   ],
 )
 def test_an_invalid_split_is_refused(
-  tokenizer: Tokenizer, tmp_path: Path, split: str, rows: list, match: str
+  tiny_tokenizer: Tokenizer, tmp_path: Path, split: str, rows: list, match: str
 ):
   splits = {'train': sentences(), 'validation': sentences(), split: rows}
   with pytest.raises(InputError, match=match):
-    prepare_folder(tokenizer, 'sentiment', write_examples(tmp_path / 'data', **splits))
+    prepare_folder(tiny_tokenizer, 'sentiment', write_examples(tmp_path / 'data', **splits))
 
 
 @pytest.mark.parametrize('count', [0, 1])
-def test_a_label_with_too_few_examples_is_refused(tokenizer: Tokenizer, tmp_path: Path, count: int):
+def test_a_label_with_too_few_examples_is_refused(
+  tiny_tokenizer: Tokenizer, tmp_path: Path, count: int
+):
   train = [*sentences((0,)), *sentences((1,))[:count]]
   folder = write_examples(tmp_path / 'data', train=train, validation=sentences())
   with pytest.raises(InputError, match="the label 'positive' of sentiment"):
-    prepare_folder(tokenizer, 'sentiment', folder)
+    prepare_folder(tiny_tokenizer, 'sentiment', folder)
 
 
-def test_unlabelled_test_splits_are_encoded_for_predictions(tokenizer: Tokenizer, tmp_path: Path):
+def test_unlabelled_test_splits_are_encoded_for_predictions(
+  tiny_tokenizer: Tokenizer, tmp_path: Path
+):
   folder = write_examples(
     tmp_path / 'data', train=pairs(24), validation=pairs(6), test=pairs(9, -1, 70)[::-1]
   )
   plain, full = (
-    prepare_folder(tokenizer, 'rte', folder, predictions=value) for value in (False, True)
+    prepare_folder(tiny_tokenizer, 'rte', folder, predictions=value) for value in (False, True)
   )
   assert not plain.unlabelled and plain.rows.keys() == {'train', 'validation'}
   assert {split: task.name for split, task in full.unlabelled.items()} == {'test': 'rte'}
@@ -314,21 +318,21 @@ def test_unlabelled_test_splits_are_encoded_for_predictions(tokenizer: Tokenizer
   assert full.rows['test'].labels.tolist() == [-1] * 9
 
 
-def test_a_missing_test_split_is_logged(tokenizer: Tokenizer, tmp_path: Path, capsys):
+def test_a_missing_test_split_is_logged(tiny_tokenizer: Tokenizer, tmp_path: Path, capsys):
   folder = write_examples(tmp_path / 'data', train=pairs(24), validation=pairs(6))
-  data = prepare_folder(tokenizer, 'rte', folder, predictions=True)
+  data = prepare_folder(tiny_tokenizer, 'rte', folder, predictions=True)
   assert not data.unlabelled and 'rte test' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('change', [{'idx': 'x'}, {'sentence1': None}, {'label': 'z'}])
-def test_an_invalid_test_split_is_refused(tokenizer: Tokenizer, tmp_path: Path, change: dict):
+def test_an_invalid_test_split_is_refused(tiny_tokenizer: Tokenizer, tmp_path: Path, change: dict):
   test = [row | change for row in pairs(2, -1, 70)]
   folder = write_examples(tmp_path / 'data', train=pairs(24), validation=pairs(6), test=test)
   with pytest.raises(InputError, match='row 1 of the test split of rte'):
-    prepare_folder(tokenizer, 'rte', folder, predictions=True)
+    prepare_folder(tiny_tokenizer, 'rte', folder, predictions=True)
 
 
-def test_models_of_mnli_predict_all_parts_and_ax(tokenizer: Tokenizer, tmp_path: Path):
+def test_models_of_mnli_predict_all_parts_and_ax(tiny_tokenizer: Tokenizer, tmp_path: Path):
   folder = write_examples(
     tmp_path / 'data',
     train=premises(24),
@@ -338,7 +342,7 @@ def test_models_of_mnli_predict_all_parts_and_ax(tokenizer: Tokenizer, tmp_path:
     test_mismatched=premises(3, -1),
     test=premises(7, -1, 90),
   )
-  data = prepare_folder(tokenizer, 'mnli', folder, predictions=True)
+  data = prepare_folder(tiny_tokenizer, 'mnli', folder, predictions=True)
   assert data.reported == ('validation_matched', 'validation_mismatched')
   assert {
     split: (task.name, len(data.rows[split].labels)) for split, task in data.unlabelled.items()
@@ -346,7 +350,7 @@ def test_models_of_mnli_predict_all_parts_and_ax(tokenizer: Tokenizer, tmp_path:
   assert data.numbers['ax test'] == tuple(range(90, 97))
 
 
-def test_a_named_test_file_is_not_used_for_ax(tokenizer: Tokenizer, tmp_path: Path):
+def test_a_named_test_file_is_not_used_for_ax(tiny_tokenizer: Tokenizer, tmp_path: Path):
   folder = Path(
     write_examples(
       tmp_path / 'data', train=premises(24), validation=premises(6), test=premises(4, -1)
@@ -355,12 +359,12 @@ def test_a_named_test_file_is_not_used_for_ax(tokenizer: Tokenizer, tmp_path: Pa
   files = {
     f'task.{split}': str(folder / f'{split}.jsonl') for split in ('train', 'validation', 'test')
   }
-  data = prepare(tokenizer, 'mnli', predictions=True, **files)
+  data = prepare(tiny_tokenizer, 'mnli', predictions=True, **files)
   assert {split: task.name for split, task in data.unlabelled.items()} == {'test': 'mnli'}
 
 
-def test_a_reported_test_split_is_not_unlabelled(tokenizer: Tokenizer, tmp_path: Path):
+def test_a_reported_test_split_is_not_unlabelled(tiny_tokenizer: Tokenizer, tmp_path: Path):
   folder = write_examples(tmp_path / 'data', train=pairs(24), test=pairs(6))
-  data = prepare_folder(tokenizer, 'rte', folder, predictions=True, **{'task.split': 'test'})
+  data = prepare_folder(tiny_tokenizer, 'rte', folder, predictions=True, **{'task.split': 'test'})
   assert data.reported == ('test',) and not data.unlabelled
   assert np.array_equal(data.rows['test'].labels, np.arange(6) % 2)
