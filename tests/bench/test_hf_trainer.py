@@ -17,34 +17,15 @@ from minilm_jax.tasks import finetune_step
 from tests.roberta_config import load_classifier
 
 SHAPE = EncoderConfig(
-  encoder='',
   vocab_size=40,
   embedding_size=8,
   hidden_size=16,
   intermediate_size=24,
   num_heads=4,
-  num_layers=1,
   max_length=20,
-  norm='post',
-  positions='learned',
-  segments=2,
-  projection=True,
-  tied=False,
-  activation='gelu',
   dropout=0.0,
   initialization='paper1',
-  norm_epsilon=1e-5,
   flops_heads=4,
-  dtype='float32',
-  remat=False,
-  projection_norm=True,
-  segment_embeddings_for_pairs=False,
-  short_convolution=0,
-  position_offset=2,
-  convolutions=0,
-  kernel=(),
-  channels=0,
-  convolution='paper2',
 )
 N, BATCH = 40, 16
 ROWS = np.full((N, 12), tokenizer.PAD_ID, np.int32)

@@ -215,19 +215,14 @@ def test_fine_tuning_has_equal_losses(transformers):
     expected.append(loss.item())
 
   config = OptimizerConfig(
-    algorithm='adamw',
     learning_rate=rate,
     schedule='linear',
     warmup_fraction=0.0,
     max_warmup_steps=0,
     decay_fraction=0.0,
-    epochs=0,
-    beta1=0.9,
     beta2=0.999,
-    epsilon=1e-8,
     weight_decay=0.0,
     no_decay=(),
-    clip=1.0,
   )
   transform = optimizer.build_optimizer(config, updates, model)
 
