@@ -178,25 +178,6 @@ def test_selected_words_are_the_most_frequent(counts: dict[str, int], n: int):
   )
 
 
-@quick
-@given(st.sets(WORDS, min_size=1), st.randoms(use_true_random=False), PACKINGS)
-def test_a_word_list_does_not_depend_on_order_and_format(
-  words: set[str], generator: Any, packing: str
-):
-  ordered = list(words)
-  generator.shuffle(ordered)
-  word_lists = []
-  for name, content in (
-    ('a.txt' + packing, corruptions.PACK[packing]('\n'.join(ordered).encode())),
-    ('a.jsonl', input_cases.format_table('jsonl', [{'word': word} for word in words])),
-  ):
-    folder, path = write_file(name, content)
-    with folder:
-      word_lists.append(filters.load_word_list(path))
-  assert word_lists[0].words == word_lists[1].words == words
-  assert word_lists[0].sha256 == word_lists[1].sha256
-
-
 # Tokenizer.
 
 
@@ -269,14 +250,6 @@ def test_rows_of_a_corpus_are_restored(case: tuple[int, dict[str, Any]], size: i
       assert corpus_files[order].tolist() == rows[::-1]
       for shard in splits[split]['shards']:
         assert files.hash_file(folder / shard['file']) == shard['sha256']
-
-
-@quick
-@given(st.lists(st.lists(st.integers(5, 99), max_size=9), max_size=9), st.integers(1, 7))
-def test_grouping_keeps_all_tokens_within_the_capacity(items: list[list[int]], capacity: int):
-  groups = list(packing.group_by_tokens(items, capacity))
-  assert [i for group in groups for i in group] == [i for item in items for i in item]
-  assert all(0 < len(group) <= capacity for group in groups)
 
 
 # Recipes.

@@ -81,20 +81,6 @@ def test_unreadable_json_is_refused(tmp_path, content: bytes | None):
   assert error.value.asked == 'the manifest of a corpus'
 
 
-def test_a_truncated_log_loses_at_most_one_line(tmp_path):
-  full_log = tmp_path / 'full.jsonl'
-  records = [{'step': step, 'note': 'naïve'} for step in range(5)]
-  for record in records:
-    run_dir.append_line(full_log, record)
-  content = full_log.read_bytes()
-  truncated = tmp_path / 'truncated.jsonl'
-  for length in range(len(content) + 1):
-    text = content[:length].decode(errors='ignore')
-    truncated.write_text(text)
-    records_read = list(run_dir.read_lines(truncated))
-    assert records_read == records[: len(records_read)] and len(records_read) >= text.count('\n')
-
-
 def test_a_missing_log_is_empty(tmp_path):
   assert not list(run_dir.read_lines(tmp_path / 'none.jsonl'))
 

@@ -54,6 +54,7 @@ def test_no_items_give_no_groups():
 def test_grouping_by_tokens_loses_nothing(capacity: int):
   dice = random.Random(capacity)
   items = [[dice.randrange(100) for _ in range(dice.randint(1, 40))] for _ in range(200)]
+  items.insert(1, [])
   groups = list(packing.group_by_tokens(iter(items), capacity))
   assert [i for group in groups for i in group] == [i for item in items for i in item]
   assert all(0 < len(group) <= capacity for group in groups)
