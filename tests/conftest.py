@@ -6,6 +6,7 @@ error.
 """
 
 import fcntl
+import functools
 import os
 import pathlib
 import shutil
@@ -100,6 +101,27 @@ def without_compilation_cache() -> Iterator[None]:
 
   with timing.disable_compilation_cache():
     yield
+
+
+@pytest.fixture(scope='module')
+def share_programs() -> Iterator[None]:
+  """Lets pre-training runs of one recipe share their compiled programs."""
+  from minilm_jax.training import pretrain, program, run
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(run, 'build_program', functools.cache(program.build_program))
+    patch.setattr(pretrain, 'compile_chunk', lambda config, program, rows: program.chunk)
+    yield
+
+
+@pytest.fixture(scope='session')
+def transformers() -> Any:
+  """Returns the library on one thread; skips the test without PyTorch or the library."""
+  torch = pytest.importorskip('torch', reason='needs PyTorch, which is of the extra [hf]')
+  torch.set_num_threads(1)
+  return pytest.importorskip(
+    'transformers', reason='needs transformers, which is of the extra [hf]'
+  )
 
 
 BuildOnce = Callable[[str, Callable[[pathlib.Path], object]], pathlib.Path]

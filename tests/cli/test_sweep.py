@@ -1,7 +1,6 @@
 """A sweep: each point is a run, failures are isolated, and a repeat changes nothing."""
 
 import dataclasses
-import functools
 import pathlib
 from typing import Any
 
@@ -13,15 +12,13 @@ from minilm_jax.core import files, lock, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus
-from minilm_jax.training import program, run
 from tests.tiny_config import UPDATES, make_run_config
 
 
 @pytest.fixture(scope='module', autouse=True)
-def share_programs() -> Any:
+def keep_programs(share_programs) -> Any:
   """Lets points of one recipe share their compiled programs."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run, 'build_program', functools.cache(program.build_program))
     patch.setattr(jax, 'clear_caches', lambda: None)
     yield
 

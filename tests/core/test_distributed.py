@@ -1,7 +1,6 @@
 """Several processes train the same run as one process, or end together with an error."""
 
 import contextlib
-import functools
 import json
 import os
 import pathlib
@@ -23,9 +22,10 @@ import pytest
 from minilm_jax.core import distributed, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.training import checkpoint, pretrain, program, run, sharding
+from minilm_jax.training import checkpoint, run, sharding
 from tests.tiny_config import make_run_config
 
+pytestmark = pytest.mark.usefixtures('share_programs')
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 UPDATES, DEVICES, WAIT = 40, 4, 20
 INVALID_ADDRESSES = (
@@ -172,15 +172,6 @@ def select_error(err: str) -> str:
     for line in err.splitlines()
     if line.startswith(('asked: ', 'found: ', 'to do: ', 'Traceback'))
   )
-
-
-@pytest.fixture(scope='module', autouse=True)
-def share_programs() -> Any:
-  """Lets runs of this process share programs."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run, 'build_program', functools.cache(program.build_program))
-    patch.setattr(pretrain, 'compile_chunk', lambda config, program, rows: program.chunk)
-    yield
 
 
 @pytest.fixture(scope='module')

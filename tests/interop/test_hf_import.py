@@ -41,16 +41,6 @@ def library():
   return pytest.importorskip('tokenizers', reason='needs tokenizers, which is of the extra [hf]')
 
 
-@pytest.fixture(scope='module')
-def transformers(library):
-  pytest.importorskip('torch', reason='needs PyTorch, which is of the extra [hf]').set_num_threads(
-    1
-  )
-  return pytest.importorskip(
-    'transformers', reason='needs transformers, which is of the extra [hf]'
-  )
-
-
 def make_hf_tokenizer(library: Any, transformers: Any, like_bert: bool) -> Any:
   """Returns a small tokenizer of transformers, with special tokens around texts and pairs."""
   names = hf_weights.FAMILIES['bert' if like_bert else 'roberta'].special_pieces

@@ -102,16 +102,6 @@ def test_differences_from_roberta_select_the_format(
     assert sum(sizes) == sum(leaf.size for leaf in leaves(model).values())
 
 
-@pytest.fixture(scope='module')
-def transformers():
-  pytest.importorskip('torch', reason='needs PyTorch, which is of the extra [hf]').set_num_threads(
-    1
-  )
-  return pytest.importorskip(
-    'transformers', reason='needs transformers, which is of the extra [hf]'
-  )
-
-
 def make_roberta(transformers: Any, kind: str, **changes: Any) -> Any:
   """Returns a small RoBERTa with noise: biases of zero and gains of one would hide mistakes."""
   import torch

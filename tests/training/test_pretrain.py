@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import functools
 import itertools
 import json
 import math
@@ -39,14 +38,7 @@ from minilm_jax.training.program import build_program, step_count
 from tests import eventfile
 from tests.tiny_config import UPDATES, make_run_config
 
-
-@pytest.fixture(scope='module', autouse=True)
-def share_programs() -> Iterator[None]:
-  """Lets runs of one recipe share their compiled programs."""
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run, 'build_program', functools.cache(build_program))
-    patch.setattr(pretrain, 'compile_chunk', lambda config, program, rows: program.chunk)
-    yield
+pytestmark = pytest.mark.usefixtures('share_programs')
 
 
 def bits(tree: Any) -> dict[str, bytes]:
