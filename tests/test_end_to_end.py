@@ -11,6 +11,7 @@ import pytest
 from minilm_jax.analysis.report import report
 from minilm_jax.cli import main
 from minilm_jax.core import run_dir
+from tests.run_files import read_files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SMALL = [
@@ -34,10 +35,6 @@ def minilm(capsys: pytest.CaptureFixture, *arguments: str) -> str:
   out, err = capsys.readouterr()
   assert status == 0, err
   return out
-
-
-def read_files(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:
-  return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from minilm_jax.cli import commands, flags, main
 from minilm_jax.core import signals
 from minilm_jax.core.errors import InputError
 from minilm_jax.training import checkpoint
+from tests.run_files import read_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMAND = (sys.executable, '-m', 'minilm_jax')
@@ -191,7 +192,7 @@ def test_a_refused_command_prints_three_parts_and_writes_nothing(
   tmp_path: pathlib.Path,
   capsys,
 ):
-  old_files = {path: path.read_bytes() for path in tiny_run.rglob('*') if path.is_file()}
+  old_files = read_files(tiny_run)
   status, out, err = call_main([fill(argument) for argument in shlex.split(command)], capsys)
   assert status == 2 and not out
   assert re.fullmatch(r'asked: .+\nfound: .+\nto do: .+\n', err), err
@@ -200,7 +201,7 @@ def test_a_refused_command_prints_three_parts_and_writes_nothing(
     'the command left files'
   )
   assert (tmp_path / 'file').read_text() == 'content' and not any((tmp_path / 'empty').iterdir())
-  assert {path: path.read_bytes() for path in tiny_run.rglob('*') if path.is_file()} == old_files
+  assert read_files(tiny_run) == old_files
 
 
 @pytest.mark.parametrize('command, part', UNPARSABLE, ids=[command for command, _ in UNPARSABLE])

@@ -18,6 +18,7 @@ from minilm_jax.data import build, corpus
 from minilm_jax.evaluation import overlap_subsets
 from minilm_jax.training import run_setup
 from tests.fake_runs import write_examples
+from tests.run_files import read_files
 from tests.tiny_config import make_run_config
 
 TEXTS = [
@@ -46,12 +47,6 @@ def write_parts(
   return overlap_subsets.write_overlap_subsets(
     folder, make_config(examples), workdir, *args, **settings
   )
-
-
-def read_files(folder: pathlib.Path) -> dict[str, bytes]:
-  return {
-    str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob('*') if path.is_file()
-  }
 
 
 @pytest.mark.parametrize('parts', [2, 3, 5])

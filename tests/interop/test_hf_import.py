@@ -25,6 +25,7 @@ from minilm_jax.tasks import task_data
 from minilm_jax.tasks.examples import Examples
 from minilm_jax.training import checkpoint, pretrained
 from tests import fake_hf_folders
+from tests.run_files import read_times
 
 LINES = [
   'the dog sleeps near the tree .',
@@ -391,10 +392,10 @@ def test_a_repeated_import_changes_nothing_and_completes_an_interrupted_import(
 ):
   workdir = tmp_path / 'run'
   shutil.copytree(imported_run, workdir)
-  before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+  before = read_times(workdir)
   status, out, err = run_command(capsys, 'import', f'--from={source}', f'--workdir={workdir}')
   assert status == 0 and str(workdir) in err and json.loads(out)['model_type'] == 'bert'
-  assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
+  assert read_times(workdir) == before
   (workdir / run_dir.RESULT).unlink()
   shutil.rmtree(workdir / checkpoint.FOLDER)
   (workdir / run_dir.CONFIG).unlink()

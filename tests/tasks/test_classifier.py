@@ -22,6 +22,7 @@ from minilm_jax.tasks import classifier, committee_scores, examples, finetune, f
 from minilm_jax.tasks.classifier import SavedClassifier
 from minilm_jax.training import pretrained
 from tests import fake_classifiers, tiny_config
+from tests.run_files import edit_json
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STARTS = [8, None]
@@ -192,19 +193,13 @@ def test_saving_replaces_a_classifier_and_an_interrupted_save_is_incomplete(
   assert classifier.is_incomplete(folder)
 
 
-def edit(path: pathlib.Path, change) -> None:
-  content = json.loads(path.read_text())
-  change(content)
-  path.write_text(json.dumps(content))
-
-
 def edit_manifest(folder: pathlib.Path, change) -> None:
-  edit(folder / run_dir.MANIFEST, change)
+  edit_json(folder / run_dir.MANIFEST, change)
 
 
 def edit_card(folder: pathlib.Path, change) -> None:
   """Changes the card and its checksum in the manifest."""
-  edit(folder / classifier.CARD_FILE, change)
+  edit_json(folder / classifier.CARD_FILE, change)
   digest = files.hash_file(folder / classifier.CARD_FILE)
   edit_manifest(folder, lambda content: content['files'].update({classifier.CARD_FILE: digest}))
 
@@ -219,7 +214,7 @@ def edit_card(folder: pathlib.Path, change) -> None:
     (lambda folder: (folder / 'tokenizer.model').write_bytes(b'x'), 'tokenizer.model'),
     (lambda folder: (folder / committee_scores.OUTPUTS_FILE).unlink(), 'outputs.npz'),
     (
-      lambda folder: edit(folder / classifier.CARD_FILE, lambda card: card.update(seed=7)),
+      lambda folder: edit_json(folder / classifier.CARD_FILE, lambda card: card.update(seed=7)),
       'classifier.json',
     ),
     (lambda folder: shutil.rmtree(folder / 'checkpoints'), 'checkpoints'),

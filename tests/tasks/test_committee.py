@@ -21,6 +21,7 @@ from minilm_jax.tasks.committee_scores import LOGIT, MEMBERS, PROBABILITY
 from minilm_jax.tasks.finetune_results import MemberSpec
 from minilm_jax.tasks.metrics import softmax
 from tests import fake_classifiers
+from tests.run_files import read_files
 
 COMBINED = (LOGIT, PROBABILITY)
 EXAMPLES = fake_classifiers.make_examples()
@@ -121,12 +122,11 @@ def test_a_moved_committee_has_equal_logits(
 
 def test_a_repeated_call_changes_no_file(home: pathlib.Path, tmp_path: pathlib.Path):
   shutil.copytree(home / 'made', tmp_path / 'made')
-  before = {path: path.read_bytes() for path in (tmp_path / 'made').rglob('*') if path.is_file()}
+  before = read_files(tmp_path / 'made')
   with lock.hold_lock(tmp_path / 'made'), pytest.raises(lock.LockedError):
     committee.make_committee(f'{home}/run/classifier-*', tmp_path / 'made')
   committee.make_committee(f'{home}/run/classifier-*', tmp_path / 'made')
-  after = {path: path.read_bytes() for path in (tmp_path / 'made').rglob('*') if path.is_file()}
-  assert after == before
+  assert read_files(tmp_path / 'made') == before
 
 
 def test_subsets_are_scored_on_the_reported_examples(home: pathlib.Path):

@@ -20,6 +20,7 @@ from minilm_jax.tasks import finetune, finetune_resume, finetune_step, task_data
 from minilm_jax.training import checkpoint, pretrained, run
 from tests import tiny_config
 from tests.fake_runs import write_examples
+from tests.run_files import edit_json, read_log
 
 TASK = 'microworld/sentiment'
 STARTS = [4, 8, None]
@@ -40,21 +41,8 @@ def read_scores(workdir: Path) -> list[dict]:
   return list(run_dir.read_lines(workdir / run_dir.SCORES))
 
 
-def read_metrics(workdir: Path) -> list[dict]:
-  return [
-    {name: value for name, value in line.items() if name != 'seconds'}
-    for line in run_dir.read_lines(workdir / run_dir.METRICS)
-  ]
-
-
 def read_losses(workdir: Path) -> list[dict]:
-  return [line for line in read_metrics(workdir) if line['split'] == 'train']
-
-
-def edit_json(path: Path, edit) -> None:
-  content = json.loads(path.read_text())
-  edit(content)
-  path.write_text(json.dumps(content))
+  return [line for line in read_log(workdir) if line['split'] == 'train']
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -119,7 +107,7 @@ def test_score_lines_describe_each_member(finished: Path):
 
 
 def test_scores_are_of_the_epoch_with_the_best_validation_score(finished: Path):
-  metrics = read_metrics(finished)
+  metrics = read_log(finished)
   for line in read_scores(finished):
     validation, reported = (
       [
@@ -135,7 +123,7 @@ def test_scores_are_of_the_epoch_with_the_best_validation_score(finished: Path):
 
 
 def test_the_log_has_every_epoch_of_every_member(finished: Path):
-  assert len(read_metrics(finished)) == 12 * 2 * 3
+  assert len(read_log(finished)) == 12 * 2 * 3
   losses = read_losses(finished)
   assert len({line['loss'] for line in losses}) == 24
   assert {(line['epoch'], line['step']) for line in losses} == {(1, 3), (2, 5)}  # 2.25 batches
@@ -193,7 +181,7 @@ def test_a_stopped_run_trains_the_members_that_lack_scores(
   assert trained == [[2, 7, 8, 9, 10, 11]]
   resumed = (workdir / 'scores.jsonl').read_text().splitlines(keepends=True)
   assert resumed[:12] == text[:4] + text[6:14] and sorted(resumed) == sorted(text)
-  assert sorted(read_metrics(workdir), key=str) == sorted(read_metrics(finished), key=str)
+  assert sorted(read_log(workdir), key=str) == sorted(read_log(finished), key=str)
   assert not (workdir / finetune_resume.STATE_FILE).exists()
   results = [json.loads((folder / 'result.json').read_text()) for folder in (workdir, finished)]
   for result in results:
@@ -228,7 +216,7 @@ def test_members_resume_from_their_last_save(
   for path in finished.iterdir():
     if path.name == run_dir.METRICS:  # chunks of other lengths sum losses in another order
       resumed, expected = (
-        [line | {'loss': 0} for line in read_metrics(folder)] for folder in (workdir, finished)
+        [line | {'loss': 0} for line in read_log(folder)] for folder in (workdir, finished)
       )
       assert resumed == expected
     else:

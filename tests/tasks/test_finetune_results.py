@@ -17,6 +17,7 @@ from minilm_jax.tasks.finetune_results import EpochResult, MemberSpec
 from minilm_jax.tasks.task import Task, find_task
 from minilm_jax.tasks.task_data import TaskData
 from tests.fake_runs import write_examples
+from tests.run_files import read_files
 from tests.tiny_config import make_finetune_config
 
 COLA, STSB = find_task('cola'), find_task('stsb')
@@ -373,10 +374,10 @@ def test_fine_tuning_writes_a_missing_submission(tiny_run: Path, tmp_path: Path)
     ['index', 'prediction'],
     *([str(i), find_task('rte').labels[classes[i]]] for i in numbers),
   ]
-  before = {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()}
+  before = read_files(workdir)
   (workdir / 'submission' / 'RTE.tsv').unlink()
   finetune.finetune(config, tiny_run, workdir, [8])
-  assert {path: path.read_bytes() for path in workdir.rglob('*') if path.is_file()} == before
+  assert read_files(workdir) == before
 
 
 def test_a_task_outside_glue_has_no_submission(tiny_tokenizer: Tokenizer, tmp_path: Path):

@@ -13,6 +13,7 @@ from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import finetune, loading, suite
 from tests import tiny_config
+from tests.run_files import read_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -244,7 +245,7 @@ def test_the_command_runs_all_possible_tasks_and_reports_errors(
   scores = list(run_dir.read_lines(folder / 'scores.jsonl'))
   assert [line['checkpoint_step'] for line in scores] == [4, 8, None]
   assert {path.name for path in (tmp_path / 'out').iterdir()} == {'microworld'}
-  before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+  before = read_files(tmp_path)
   assert main.main(command) == 2  # reads the stored scores
   assert capsys.readouterr().out == out
-  assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
+  assert read_files(tmp_path) == before

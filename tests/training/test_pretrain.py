@@ -36,21 +36,10 @@ from minilm_jax.training.batches import load_resident
 from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_program, step_count
 from tests import eventfile
+from tests.run_files import bits, read_log, read_times
 from tests.tiny_config import UPDATES, make_run_config
 
 pytestmark = pytest.mark.usefixtures('share_programs')
-
-
-def bits(tree: Any) -> dict[str, bytes]:
-  return {name: np.asarray(leaf).tobytes() for name, leaf in flatten(tree).items()}
-
-
-def read_log(folder: pathlib.Path) -> list[dict[str, Any]]:
-  """Returns the lines of the log without their times."""
-  return [
-    {k: v for k, v in line.items() if k not in ('seconds', 'tokens_per_second')}
-    for line in run_dir.read_lines(folder / run_dir.METRICS)
-  ]
 
 
 def final_bits(folder: pathlib.Path, config: RunConfig) -> dict[str, bytes]:
@@ -517,11 +506,6 @@ def test_a_run_logs_every_chunk_and_evaluation(finished_run):
   assert checkpoint.latest_step(finished_run) == UPDATES
   result = json.loads((finished_run / run_dir.RESULT).read_text())
   assert result['updates'] == UPDATES and result['test_loss'] == log[-1]['loss']
-
-
-def read_times(folder: pathlib.Path) -> dict[str, int]:
-  """Returns the time of the last change of each file."""
-  return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob('*')}
 
 
 def test_a_finished_run_is_not_changed(finished_run, tiny_corpus):

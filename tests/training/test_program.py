@@ -26,11 +26,8 @@ from minilm_jax.training import masking, sharding, train_step
 from minilm_jax.training.batches import load_resident, open_batches
 from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_evaluate, build_program, compile_chunk, step_count
+from tests.run_files import bits
 from tests.tiny_config import ALTERNATIVE_PARTS, CONVOLUTION, make_run_config
-
-
-def bits(tree: Any) -> dict[str, bytes]:
-  return {name: np.asarray(leaf).tobytes() for name, leaf in flatten(tree).items()}
 
 
 @pytest.mark.parametrize('changes', [{}, ALTERNATIVE_PARTS], ids=str)

@@ -11,6 +11,7 @@ import pytest
 from minilm_jax.core import files
 from minilm_jax.core.errors import InputError
 from minilm_jax.training import checkpoint, run
+from tests.run_files import read_times
 
 LIKE = {'kernel': jnp.zeros((40, 5)), 'step': jnp.int32(0)}
 
@@ -59,9 +60,9 @@ def check_resumes_from(workdir: pathlib.Path, step: int | None) -> None:
 
 def test_every_save_has_checksums_and_the_last_is_used(workdir, capsys):
   assert all(checkpoint.has_checksums(folder_of(workdir, step)) for step in (4, 8, 12))
-  before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+  before = read_times(workdir)
   check_resumes_from(workdir, 12)
-  assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
+  assert read_times(workdir) == before
   assert not capsys.readouterr().err
 
 
@@ -136,11 +137,11 @@ def test_an_unreadable_disk_is_no_damage(workdir, monkeypatch):
 def test_a_reader_refuses_a_corrupt_checkpoint_and_changes_nothing(read: Any, workdir):
   flip_bit(array_file(workdir, 12))
   (folder_of(workdir, 8) / checkpoint.CHECKSUMS).write_text('{')
-  before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+  before = read_times(workdir)
   with pytest.raises(checkpoint.CorruptCheckpointError, match='default/d/') as error:
     read(workdir)
   assert f'12 in {workdir}' in error.value.asked and f'{workdir}@4' in error.value.remedy
-  assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
+  assert read_times(workdir) == before
   for step in (4, 8):
     shutil.rmtree(folder_of(workdir, step))
   with pytest.raises(checkpoint.CorruptCheckpointError):

@@ -13,12 +13,8 @@ from minilm_jax.core import files, lock, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus
 from minilm_jax.training import run_setup
+from tests.run_files import read_times
 from tests.tiny_config import make_run_config
-
-
-def read_times(folder: pathlib.Path) -> dict[str, int]:
-  """Returns the time of the last change of each file."""
-  return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob('*')}
 
 
 @pytest.fixture(scope='module')
