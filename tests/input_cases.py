@@ -202,9 +202,9 @@ def read_logged(path: pathlib.Path) -> Any:
 
 
 def read_recipe(path: pathlib.Path) -> Any:
-  from minilm_jax.cli import commands, flags
+  from tests.docstring_commands import parse
 
-  return flags.parse_arguments('show', commands.COMMANDS['show'], [f'--config={path}'])
+  return parse('show', [f'--config={path}'])
 
 
 def read_corpus(path: pathlib.Path) -> Any:

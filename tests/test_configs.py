@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import pathlib
-import shlex
 
 import pytest
 
@@ -24,7 +23,6 @@ from configs import (
   recommended,
   tiny,
 )
-from minilm_jax.cli import commands, flags
 from minilm_jax.core import recipe
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import tokenizer
@@ -32,7 +30,7 @@ from minilm_jax.model import flops
 from minilm_jax.tasks import task
 from minilm_jax.tasks.task import TASKS, find_task
 from minilm_jax.training import optimizer
-from tests.docstring_commands import find_commands
+from tests.docstring_commands import parse_commands
 
 CONFIGS = pathlib.Path(__file__).resolve().parent.parent / 'configs'
 PARTS = ('corpus', 'pretrain', 'finetune')
@@ -112,11 +110,8 @@ def test_every_recipe_is_tested():
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('[!_]*.py')), ids=lambda path: path.stem)
 def test_the_commands_in_a_docstring_parse(path: pathlib.Path):
   module = importlib.import_module(f'configs.{path.stem}')
-  examples = find_commands(module.__doc__)
+  examples = parse_commands(module.__doc__)
   assert examples or path.stem == 'base' or 'bash launch/' in module.__doc__
-  for example in examples:
-    _, name, *arguments = shlex.split(example)
-    flags.parse_arguments(name, commands.COMMANDS[name], arguments)
 
 
 def test_tiny_fits_its_corpus_and_saves_several_times():

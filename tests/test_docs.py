@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 
-from minilm_jax.cli import commands, flags, main
+from minilm_jax.cli import commands, main
+from tests.docstring_commands import parse
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').rglob('*.md'))]
@@ -62,7 +63,7 @@ def test_commands_parse(page: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
   monkeypatch.chdir(ROOT)
   for program, *words in find_commands(page):
     if program == 'minilm':
-      flags.parse_arguments(words[0], commands.COMMANDS[words[0]], words[1:])
+      parse(words[0], words[1:])
     elif program == 'bash':
       assert (ROOT / words[0]).is_file(), words
     else:

@@ -4,7 +4,6 @@ import csv
 import importlib
 import pathlib
 import runpy
-import shlex
 from collections import Counter
 from typing import Any
 
@@ -12,12 +11,11 @@ import numpy as np
 import pytest
 import setuptools
 
-from minilm_jax.cli import commands, flags
 from minilm_jax.core import recipe, run_dir
 from minilm_jax.data import build, corpus, microworld
 from minilm_jax.tasks import finetune
 from minilm_jax.training import run
-from tests.docstring_commands import find_commands
+from tests.docstring_commands import parse, parse_commands
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted((ROOT / 'configs' / 'examples').glob('[!_]*.py'))
@@ -40,9 +38,7 @@ def test_an_example_is_short_and_its_commands_parse(path: pathlib.Path, monkeypa
   if not hasattr(module, 'get_config'):
     return
   assert 'minute' in module.__doc__ and 'xpect' in module.__doc__
-  for command in find_commands(module.__doc__):
-    _, name, *arguments = shlex.split(command)
-    flags.parse_arguments(name, commands.COMMANDS[name], arguments)
+  parse_commands(module.__doc__)
 
 
 def load_small_run(name: str, corpus: pathlib.Path) -> Any:
@@ -53,7 +49,7 @@ def load_small_run(name: str, corpus: pathlib.Path) -> Any:
     '--workdir=x',
     *(f'--config.{field}={value}' for field, value in SMALL.items()),
   ]
-  return flags.parse_arguments('pretrain', commands.COMMANDS['pretrain'], arguments)[0]
+  return parse('pretrain', arguments)[0]
 
 
 @pytest.mark.parametrize('name', ['own_encoder', 'spans'])

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from minilm_jax.cli import commands, flags
+from tests.docstring_commands import parse
 
 LAUNCH = pathlib.Path(__file__).resolve().parent.parent / 'launch'
 TPU = ('tpu_vm.sh', '--name=tiny', '--zone=us-west4-a')
@@ -288,7 +288,7 @@ def test_the_commands_of_a_study_parse(fake_program, tmp_path: pathlib.Path, scr
     pathlib.Path(path).touch()
   assert launch(tmp_path, script, *paths, out, MINILM_VENV=str(tmp_path)).returncode == 0
   for name, *arguments in read_calls(record):
-    _, parsed, _ = flags.parse_arguments(name, commands.COMMANDS[name], arguments)
+    _, parsed, _ = parse(name, arguments)
     assert (parsed.checkpoint if name == 'evaluate' else parsed.workdir).startswith(out)
   names = [name for name, *_ in read_calls(record)]
   training = ('sweep', 'pretrain', 'finetune', 'overlap-subsets')

@@ -7,8 +7,8 @@ import pytest
 
 from minilm_jax.bench import device_check
 from minilm_jax.bench.device_check import Part
-from minilm_jax.cli import commands, flags
 from minilm_jax.core import errors
+from tests.docstring_commands import parse
 
 
 def test_a_failed_part_leaves_the_results_of_the_others(tmp_path: pathlib.Path):
@@ -62,7 +62,7 @@ def test_a_repeated_check_runs_only_the_parts_without_a_result(
 def test_the_command_of_a_part_parses(part: Part, monkeypatch: pytest.MonkeyPatch):
   monkeypatch.chdir(pathlib.Path(device_check.__file__).parents[2])
   name, *words = part.arguments
-  flags.parse_arguments(name, commands.COMMANDS[name], [*words, '--json'])
+  parse(name, [*words, '--json'])
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,10 @@ import subprocess
 
 import pytest
 
-from minilm_jax.cli import commands, flags, main
+from minilm_jax.cli import commands, main
 from minilm_jax.cli.commands import COMMANDS
 from minilm_jax.core.errors import InputError
+from tests.docstring_commands import parse
 
 REFUSED = [
   ('--checkpoint=RUN --format=hff --workdir=W', "did you mean 'hf'"),
@@ -61,9 +62,8 @@ def test_an_invalid_export_is_refused_before_it_writes(
   for name, path in folders.items():
     command = command.replace(f'={name}', f'={path}')
     part = part.replace(name, str(path))
-  export = COMMANDS['export']
   with pytest.raises(InputError, match=re.escape(part)):
-    export.run(*flags.parse_arguments('export', export, command.split()))
+    COMMANDS['export'].run(*parse('export', command.split()))
   assert sorted(root.rglob('*')) == files
 
 

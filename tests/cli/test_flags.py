@@ -6,6 +6,7 @@ import pytest
 
 from minilm_jax.cli import flags
 from minilm_jax.cli.commands import COMMANDS
+from tests.docstring_commands import parse
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -13,9 +14,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize('home', ['/home/me', '/home/a b'])
 def test_a_leading_tilde_is_the_home_folder(home: str, monkeypatch):
   monkeypatch.setenv('HOME', home)
-  config, options, _ = flags.parse_arguments(
+  config, options, _ = parse(
     'corpus',
-    COMMANDS['corpus'],
     [
       f'--config={ROOT}/configs/tiny.py:corpus',
       '--config.documents.sources=~/text/*.txt,~/b.txt',
@@ -30,9 +30,7 @@ def test_a_leading_tilde_is_the_home_folder(home: str, monkeypatch):
   assert config.vocabulary.word_list == f'{home}/words.txt'
   assert config.tokenizer.path == home
   assert options.workdir == f'{home}/corpora/x'
-  _, options, folders = flags.parse_arguments(
-    'report', COMMANDS['report'], ['~/runs', '--logged', '~/e.csv', 'runs/~/x']
-  )
+  _, options, folders = parse('report', ['~/runs', '--logged', '~/e.csv', 'runs/~/x'])
   assert options.logged == f'{home}/e.csv' and folders == [f'{home}/runs', 'runs/~/x']
 
 
@@ -44,7 +42,7 @@ def test_every_flag_of_a_path_expands_the_home_folder(monkeypatch):
       continue
     words = [f'--{flag.rstrip("*")}=~/x' for flag in command.flags]
     texts = [word for word in words if flags.FLAGS[word[2:-4]].kind is str]
-    _, options, _ = flags.parse_arguments(name, command, texts)
+    _, options, _ = parse(name, texts)
     expanded |= {flag for flag, value in vars(options).items() if value == '/home/me/x'}
   assert expanded == {
     *('workdir', 'checkpoint', 'corpus', 'from', 'pairs', 'logged', 'base'),
@@ -62,9 +60,7 @@ def test_a_comma_in_the_name_of_a_source_does_not_split_it(tmp_path: pathlib.Pat
     ('microworld:9, Dickens, Bleak House.txt', ('microworld:9', 'Dickens, Bleak House.txt')),
     ('microworld:9, b.txt', ('microworld:9', 'b.txt')),
   ):
-    config, _, _ = flags.parse_arguments(
-      'corpus', COMMANDS['corpus'], [*arguments, f'--config.documents.sources={text}']
-    )
+    config, _, _ = parse('corpus', [*arguments, f'--config.documents.sources={text}'])
     assert config.documents.sources == sources
 
 
@@ -73,16 +69,13 @@ def test_a_repeated_flag_of_paths_adds_to_the_list(tmp_path: pathlib.Path, monke
   for name in ('a.txt', 'b, c.txt', 'd.txt'):
     (tmp_path / name).write_text('text')
   sources = [f'--config.documents.sources={name}' for name in ('a.txt', 'b, c.txt', 'd.txt')]
-  config, _, _ = flags.parse_arguments(
+  config, _, _ = parse(
     'corpus',
-    COMMANDS['corpus'],
     [f'--config={ROOT}/configs/tiny.py:corpus', '--workdir=w', *sources],
   )
   assert config.documents.sources == ('a.txt', 'b, c.txt', 'd.txt')
   arguments = [f'--config={ROOT}/configs/glue.py:cola', '--workdir=v', '--workdir=w']
-  _, values, _ = flags.parse_arguments(
-    'finetune', COMMANDS['finetune'], [*arguments, '--checkpoint=x', '--checkpoint=~/y']
-  )
+  _, values, _ = parse('finetune', [*arguments, '--checkpoint=x', '--checkpoint=~/y'])
   assert values.checkpoint == f'x,{pathlib.Path.home()}/y' and values.workdir == 'w'
 
 
@@ -99,5 +92,5 @@ def test_a_colon_in_the_name_of_a_recipe_is_part_of_it(
     '  return config\n'
   )
   arguments = [f'--config=my:recipe.py{argument}', '--workdir=w', '--config.corpus=c']
-  config, _, _ = flags.parse_arguments('pretrain', COMMANDS['pretrain'], arguments)
+  config, _, _ = parse('pretrain', arguments)
   assert config.batch_size == (24 if argument else 8)

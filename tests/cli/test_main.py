@@ -20,6 +20,7 @@ from minilm_jax.cli import commands, flags, main
 from minilm_jax.core import signals
 from minilm_jax.core.errors import InputError
 from minilm_jax.training import checkpoint
+from tests.docstring_commands import parse
 from tests.run_files import read_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -151,10 +152,6 @@ BROKEN_RECIPES = {
   ),
   'bytes': ('def get_config():\n  return "\udcff"\n', 'SyntaxError'),
 }
-
-
-def parse(name: str, arguments: list[str]) -> tuple:
-  return flags.parse_arguments(name, commands.COMMANDS[name], arguments)
 
 
 def call_main(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[int, str, str]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minilm_jax.cli import commands, flags, main
+from minilm_jax.cli import main
 from minilm_jax.core import files, recipe, run_dir
 from minilm_jax.core.config import MeshConfig
 from minilm_jax.core.errors import InputError
@@ -25,6 +25,7 @@ from minilm_jax.model.initialization import count_parameters
 from minilm_jax.tasks import classifier, finetune
 from minilm_jax.training import checkpoint, pretrained, run, sharding, train_step
 from tests import tiny_config
+from tests.docstring_commands import parse
 
 GATED = 'configs.examples.gated_rotary:Encoder'
 START = """
@@ -131,9 +132,8 @@ def test_class_of_a_stored_recipe_is_imported_only_with_trust(
 
 def test_class_of_a_recipe_on_the_command_line_is_trusted(empty_folder: pathlib.Path):
   (empty_folder / 'own.py').write_text(START)
-  config, _, _ = flags.parse_arguments(
+  config, _, _ = parse(
     'show',
-    commands.COMMANDS['show'],
     ['--config=configs/tiny.py', '--config.model.encoder=own:Encoder'],
   )
   assert isinstance(custom.load_custom_encoder(config.model).build, type)
