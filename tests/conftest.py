@@ -177,28 +177,21 @@ def tiny_run(
   The vocabulary of the model is larger than that of the tokenizer. The weights are barely trained,
   but differ from fresh weights.
   """
-  from configs import tiny
-  from minilm_jax.core import recipe
   from minilm_jax.training import run
+  from tests.tiny_config import make_run_config
 
-  config = tiny.get_config()
-  config.corpus = str(tiny_corpus)
-  config.update(num_steps=8, batch_size=8)
-  config.model.update(
-    vocab_size=520,
-    embedding_size=16,
-    hidden_size=16,
-    intermediate_size=32,
-    num_layers=1,
-    num_heads=2,
-    flops_heads=2,
-  )
-  config.eval.update(every=4, rows=1_000_000)
-  config.checkpoint.every, config.log.every, config.mesh.data = 4, 2, 1
-  resolved = recipe.resolve(config, 'pretrain')
-
+  changes = {
+    'num_steps': 8,
+    'batch_size': 8,
+    'model.vocab_size': 520,
+    'model.flops_heads': 2,
+    'model.dropout': 0.0,
+    'optimizer.epsilon': 1e-8,
+    'eval.rows': 1_000_000,
+  }
+  config = make_run_config(tiny_corpus, **changes)
   # Each process has a copy, because commands lock the run.
-  run_folder = build_once('tiny', lambda folder: run.pretrain(resolved, folder))
+  run_folder = build_once('tiny', lambda folder: run.pretrain(config, folder))
   return shutil.copytree(run_folder, tmp_path_factory.mktemp('runs') / 'tiny')
 
 
