@@ -133,7 +133,7 @@ def make_zeros(packing: str, size: int) -> bytes:
 
 
 def write_sparse_file(path: pathlib.Path, head: bytes = b'') -> None:
-  """Writes a write_sparse_file file of `HUGE` bytes: a head, then NUL."""
+  """Writes a sparse file of `HUGE` bytes: a head, then NUL."""
   with path.open('wb') as file:
     file.write(head)
     file.truncate(HUGE)

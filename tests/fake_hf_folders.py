@@ -23,10 +23,8 @@ WORDS = (
   'good',
   'bad',
   'film',
-  '##s',
   'was',
 )
-WORDS = tuple(dict.fromkeys(WORDS))
 BERT = {
   'model_type': 'bert',
   'architectures': ['BertForMaskedLM'],

@@ -6,6 +6,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import io
 import json
 import pathlib
@@ -19,7 +20,7 @@ from pyarrow import parquet
 
 from minilm_jax.core import recipe, run_dir
 from tests import corruptions
-from tests.corruptions import PACK, UNPACK
+from tests.corruptions import PACK
 
 TEXTS = tuple(
   f'the {a} {b} sees a größer {c} near tree {n} .'
@@ -331,9 +332,15 @@ def _corpus_files() -> dict[str, bytes]:
       file = io.BytesIO()
       np.save(file, np.arange(count * 16, dtype='<u2').reshape(count, 16) % 50, allow_pickle=False)
       files[f'{split}-00000.npy'] = file.getvalue()
-      shards = [{'file': f'{split}-00000.npy', 'rows': count, 'sha256': _sha256(file.getvalue())}]
+      shards = [
+        {
+          'file': f'{split}-00000.npy',
+          'rows': count,
+          'sha256': hashlib.sha256(file.getvalue()).hexdigest(),
+        }
+      ]
     splits[split] = {'rows': count, 'tokens': count * 16, 'shards': shards}
-  digest = _sha256(tokenizer_model())
+  digest = hashlib.sha256(tokenizer_model()).hexdigest()
   files['manifest.json'] = json.dumps(
     {
       'format': build.FORMAT,
@@ -349,12 +356,6 @@ def _corpus_files() -> dict[str, bytes]:
     ensure_ascii=False,
   ).encode()
   return files
-
-
-def _sha256(data: bytes) -> str:
-  import hashlib
-
-  return hashlib.sha256(data).hexdigest()
 
 
 def create_corpus(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
@@ -411,9 +412,9 @@ def write_with_hash(path: pathlib.Path, content: bytes) -> None:
   for split in manifest['splits'].values():
     for shard in split['shards']:
       if shard['file'] == path.name:
-        shard['sha256'] = _sha256(content)
+        shard['sha256'] = hashlib.sha256(content).hexdigest()
   if path.name == manifest['tokenizer']['file']:
-    manifest['tokenizer']['sha256'] = _sha256(content)
+    manifest['tokenizer']['sha256'] = hashlib.sha256(content).hexdigest()
   (path.parent / 'manifest.json').write_text(json.dumps(manifest))
 
 
@@ -537,16 +538,6 @@ def swap_type(path: pathlib.Path) -> None:
   else:
     path.unlink()
     path.mkdir()
-
-
-def unpack(case: Input, valid: bytes) -> bytes:
-  """Returns the decompressed content."""
-  return UNPACK[case.packing](valid)
-
-
-def pack(case: Input, content: bytes) -> bytes:
-  """Returns the compressed content."""
-  return PACK[case.packing](content)
 
 
 # Inputs without checkpoints.
@@ -945,7 +936,7 @@ def write_member_with_hash(path: pathlib.Path, content: bytes) -> None:
   """Writes a file of a classifier, and its hash into the manifest."""
   path.write_bytes(content)
   manifest = json.loads((path.parent / 'manifest.json').read_text())
-  manifest['files'][path.name] = _sha256(content)
+  manifest['files'][path.name] = hashlib.sha256(content).hexdigest()
   (path.parent / 'manifest.json').write_text(json.dumps(manifest))
 
 
@@ -1069,7 +1060,7 @@ def list_dataset_inputs(tfds_folder: pathlib.Path) -> list[Input]:
 def damage_log_table(valid: bytes) -> list[bytes]:
   """Returns tables with invalid cells in each column."""
   header, line, *others = valid.splitlines(keepends=True)
-  cells, list_table_inputs = line.rstrip(b'\n').split(b','), []
+  cells, tables = line.rstrip(b'\n').split(b','), []
   for number in range(len(cells)):
     for value in (
       b'-1',
@@ -1083,8 +1074,8 @@ def damage_log_table(valid: bytes) -> list[bytes]:
       b'1' + b'0' * 30,
     ):
       changed = b','.join([*cells[:number], value, *cells[number + 1 :]]) + b'\n'
-      list_table_inputs.append(header + changed + b''.join(others))
-  return [*list_table_inputs, *damage_table('csv', valid)]
+      tables.append(header + changed + b''.join(others))
+  return [*tables, *damage_table('csv', valid)]
 
 
 def damage_model(valid: bytes) -> list[bytes]:

@@ -17,7 +17,7 @@ import pytest
 from minilm_jax.cli import main
 from minilm_jax.core.errors import InputError
 from tests import corruptions, input_cases
-from tests.corruptions import WAYS
+from tests.corruptions import PACK, UNPACK, WAYS
 from tests.input_cases import Input
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -84,14 +84,14 @@ def reset_peak_memory() -> None:
 def list_contents(case: Input, way: str, valid: bytes, try_all: bool) -> list[bytes]:
   """Returns the corrupted contents of a file."""
   if way == 'hostile':
-    contents = case.hostile(input_cases.unpack(case, valid))
+    contents = case.hostile(UNPACK[case.packing](valid))
     # `corrupt` thins them further for slow readers.
     use_all = try_all or case.max_examples < len(contents) or len(contents) < 30
     selected = contents if use_all else contents[::_HOSTILE_STRIDE]
-    return [input_cases.pack(case, content) for content in selected]
+    return [PACK[case.packing](content) for content in selected]
   if way in ('UTF-16', 'Latin-1'):
-    text = input_cases.unpack(case, valid).decode()
-    return [input_cases.pack(case, text.encode(way.lower()))]
+    text = UNPACK[case.packing](valid).decode()
+    return [PACK[case.packing](text.encode(way.lower()))]
   if way == 'other type':
     formats = corruptions.OTHER_FORMATS
     return [data for data in formats if case.packing != '.gz' or data[:2] != b'\x1f\x8b']

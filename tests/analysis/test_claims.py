@@ -35,7 +35,7 @@ SHALLOW = {
   'convolution': 'paper2',
 }
 DEEP = {'num_layers': 6, 'convolutions': 0, 'kernel': [], 'channels': 0, 'convolution': 'paper2'}
-EXAMPLES, RIGHT = 400, 320
+EXAMPLES = 400
 
 
 def find_results(folder: pathlib.Path) -> ClaimResults:

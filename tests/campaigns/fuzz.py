@@ -217,11 +217,10 @@ def draw_input(generator: random.Random, target: Target) -> bytes:
   """Returns a mutated input; half of the compressed ones are mutated before compression."""
   content, case = mutate(generator, target.corpus), target.case
   if case.packing and generator.randrange(2):
-    unpack, pack = input_cases.unpack, input_cases.pack
     # Earlier mutations of the compressed bytes may not decompress.
     with contextlib.suppress(Exception):
-      text = unpack(case, generator.choice(target.corpus))
-      content = pack(case, mutate(generator, [text]))
+      text = corruptions.UNPACK[case.packing](generator.choice(target.corpus))
+      content = corruptions.PACK[case.packing](mutate(generator, [text]))
   return content
 
 
