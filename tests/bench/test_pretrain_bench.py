@@ -136,22 +136,13 @@ def test_the_command_passes_its_flags_and_prints_json(result: dict, monkeypatch,
   assert calls == [(4, 1, 2, 'torch'), (4, 1, 2, '')]
 
 
-def test_an_impossible_recipe_is_refused():
-  with pytest.raises(InputError, match='devices'):
-    pretrain_bench.bench_pretraining(make_config(**{'mesh.data': 3}), steps=1, repeats=1)
-
-
 @pytest.mark.parametrize(
-  'changes, steps, repeats, part',
-  [
-    ({}, 0, 1, '--steps=0'),
-    ({}, 1, 0, '--repeats=0'),
-    ({'model.vocab_size': 5}, 1, 1, 'model.vocab_size=5'),
-  ],
+  'changes, part',
+  [({'mesh.data': 3}, 'devices'), ({'model.vocab_size': 5}, 'model.vocab_size=5')],
 )
-def test_invalid_settings_are_refused(changes: dict, steps: int, repeats: int, part: str):
+def test_an_impossible_recipe_is_refused(changes: dict, part: str):
   with pytest.raises(InputError, match=part):
-    pretrain_bench.bench_pretraining(make_config(**changes), steps, repeats)
+    pretrain_bench.bench_pretraining(make_config(**changes), steps=1, repeats=1)
 
 
 def test_each_strategy_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

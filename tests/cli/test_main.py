@@ -97,8 +97,8 @@ UNPARSABLE = [
 REFUSED_BY_COMMAND = [
   (f'bench {TINY} --checkpoint=runs/x', '--checkpoint'),
   ('bench --config=configs/glue.py:cola --checkpoint=runs/x --steps=3', '--steps'),
-  (f'bench {TINY} --steps=0', '--steps'),
-  (f'bench {TINY} --repeats=0', '--repeats'),
+  (f'bench {TINY} --steps=0', '--steps=0'),
+  (f'bench {TINY} --repeats=0', '--repeats=0'),
   ('evaluate --checkpoint=EMPTY', 'EMPTY'),
   ('evaluate --checkpoint=FILE', 'FILE'),
   ('evaluate --checkpoint=RUN --pairs=FILE --pll_variant=orginal', "did you mean 'original'"),

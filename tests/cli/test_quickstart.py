@@ -94,11 +94,6 @@ def test_a_missing_package_is_refused_with_an_alternative(tmp_path: pathlib.Path
   assert not (tmp_path / 'run').exists()
 
 
-def test_an_unknown_language_is_refused(tmp_path: pathlib.Path):
-  with pytest.raises(InputError, match="did you mean 'reviews'"):
-    quickstart.run_quickstart('review', tmp_path / 'run')
-
-
 def small_recipes() -> dict[str, Any]:
   recipes = {part: microworld.get_config(part) for part in ('corpus', 'pretrain', 'finetune')}
   recipes['corpus'].documents.sources = 'microworld:300'

@@ -69,8 +69,3 @@ def test_an_unsuitable_corpus_is_refused(tiny_run: Path, tmp_path: Path, changes
     changes = {**changes, 'tokenizer.path': str(tiny_run / 'tokenizer.model')}
   with pytest.raises(InputError, match=match):
     evaluate.evaluate_loss(tiny_run, build_other_corpus(tmp_path / 'corpus', **changes), 'test')
-
-
-def test_an_unknown_split_is_refused_with_the_nearest_name(tiny_run: Path):
-  with pytest.raises(InputError, match="'validation'"):
-    evaluate.evaluate_loss(tiny_run, '', 'validaton')
