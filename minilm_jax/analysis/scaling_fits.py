@@ -47,7 +47,7 @@ class Interval:
   """The percentile interval of a number over draws of runs.
 
   Attributes:
-    draws: number of draws that define the number; many other draws bias the interval.
+    draws: number of draws with enough points; if many draws lack points, the interval is biased.
   """
 
   low: float

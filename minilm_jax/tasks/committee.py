@@ -58,12 +58,6 @@ class Committee:
     """Returns the logits of each member for each example."""
     return classifier.compute_logits(self.members, examples, stacks=self._stacks)
 
-  def probabilities(
-    self, examples: Examples, combined: str = PROBABILITY
-  ) -> Float[np.ndarray, 'N C']:
-    """Returns the probabilities of the committee, combined as in `combine_outputs`."""
-    return combine_outputs(self.logits(examples), combined)
-
 
 def combine_both_ways(logits: Float[np.ndarray, 'M N C']) -> Iterator[Float[np.ndarray, 'N C']]:
   """Yields probabilities by the mean probability of the members, then by their mean logit."""

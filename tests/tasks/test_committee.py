@@ -17,7 +17,7 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data.tokenizer import Tokenizer
 from minilm_jax.tasks import classifier, committee, committee_scores
 from minilm_jax.tasks.committee import Committee
-from minilm_jax.tasks.committee_scores import LOGIT, MEMBERS, PROBABILITY
+from minilm_jax.tasks.committee_scores import LOGIT, MEMBERS, PROBABILITY, combine_outputs
 from minilm_jax.tasks.finetune_results import MemberSpec
 from minilm_jax.tasks.metrics import softmax
 from tests import fake_classifiers
@@ -56,9 +56,9 @@ def single_logits(members: list) -> np.ndarray:
 def test_a_committee_of_one_member_equals_the_member(
   members: list, single_logits: np.ndarray, combined: str
 ):
-  once = Committee((members[0],)).probabilities(EXAMPLES, combined)
+  once = combine_outputs(Committee((members[0],)).logits(EXAMPLES), combined)
   np.testing.assert_array_equal(once, softmax(single_logits[0]))
-  repeated = Committee((members[0],) * 4).probabilities(EXAMPLES, combined)
+  repeated = combine_outputs(Committee((members[0],) * 4).logits(EXAMPLES), combined)
   np.testing.assert_allclose(repeated, once, rtol=0, atol=1e-6)
 
 
@@ -68,7 +68,7 @@ def test_probabilities_are_means_over_members(members: list, single_logits: np.n
     (PROBABILITY, np.mean([softmax(logits) for logits in single_logits], 0)),
     (LOGIT, softmax(np.mean(single_logits, 0))),
   ):
-    probabilities = Committee(tuple(members)).probabilities(EXAMPLES, combined)
+    probabilities = combine_outputs(Committee(tuple(members)).logits(EXAMPLES), combined)
     np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
@@ -96,7 +96,7 @@ def test_the_order_of_the_argument_changes_no_bit(home: pathlib.Path, tmp_path: 
   assert [m.identity for m in first.members] == [m.identity for m in second.members]
   for combined in COMBINED:
     np.testing.assert_array_equal(
-      first.probabilities(EXAMPLES, combined), second.probabilities(EXAMPLES, combined)
+      *(combine_outputs(pair.logits(EXAMPLES), combined) for pair in (first, second))
     )
   for name in (committee.STUDY, run_dir.MANIFEST, run_dir.CONFIG):
     assert (home / 'made' / name).read_bytes() == (tmp_path / 'made' / name).read_bytes()
@@ -350,11 +350,11 @@ def test_accuracy_is_scored_in_addition_to_the_headline():
 def test_combined_outputs_do_not_depend_on_the_order_of_members(combined: str):
   logits, _ = draw_logits(5)
   np.testing.assert_allclose(
-    committee_scores.combine_outputs(logits, combined),
-    committee_scores.combine_outputs(logits[::-1], combined),
+    combine_outputs(logits, combined),
+    combine_outputs(logits[::-1], combined),
     rtol=1e-12,
   )
-  single = committee_scores.combine_outputs(logits[:1], combined)
+  single = combine_outputs(logits[:1], combined)
   np.testing.assert_allclose(single, softmax(logits[0]))
 
 
