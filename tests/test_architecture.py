@@ -414,9 +414,23 @@ def read_globals(code: types.CodeType) -> Iterator[str]:
       yield from read_globals(inner)
 
 
+def list_bound_names(code: types.CodeType) -> set[str]:
+  """Returns the names that a module binds when it runs."""
+  return {line.argval for line in dis.get_instructions(code) if line.opname == 'STORE_NAME'}
+
+
+@pytest.mark.parametrize('folder', ['configs', 'tests'])
+def test_tests_and_recipes_read_no_undefined_name(folder: str):
+  known = vars(builtins).keys() | {'__file__'}
+  for path in sorted((ROOT / folder).rglob('*.py')):
+    code = compile(path.read_text(encoding='utf-8'), str(path), 'exec')
+    unknown = set(read_globals(code)) - list_bound_names(code) - known
+    assert not unknown, f'{path} reads undefined names: {unknown}'
+
+
 def test_globals_of_functions_are_read():
   code = compile('def f(x):\n  if x:\n    raise Missing(len(x))', '', 'exec')
-  assert set(read_globals(code)) == {'Missing', 'len'}
+  assert set(read_globals(code)) == {'Missing', 'len'} and list_bound_names(code) == {'f'}
 
 
 def test_commands_start_without_jax():
