@@ -59,7 +59,7 @@ class TrainingSet:
 
   @property
   def has_convolutions(self) -> bool:
-    """Whether the model has convolutions."""
+    """True if the model has convolutions."""
     return bool(self.model.get('convolutions'))  # recipes of old runs lack the field
 
   @property
