@@ -303,10 +303,8 @@ def _write_run(
   if (workdir / run_dir.RESULT).exists():
     progress.log(f'nothing to do: {workdir} has this model')
     return files.read_json(workdir / run_dir.RESULT, f'the result of {workdir}')
-  embedding, total = (
-    flops.count_parameters_by_part(config.model)['embedding'],
-    count_parameters(model),
-  )
+  embedding = flops.count_parameters_by_part(config.model)['embedding']
+  total = count_parameters(model)
   manifest = {
     'corpus': '',
     'corpus_folder': '',

@@ -154,10 +154,8 @@ def _build_pretrained(folder: epath.Path, step: int | None) -> tuple[str, list[s
   config = pretrained.load_config(folder)
   step = export.resolve_checkpoint(folder, step)
   checkpoint.verify(folder, step)
-  members, parameters = (
-    config.population.members,
-    flops.count_parameters_by_part(config.model)['total'],
-  )
+  members = config.population.members
+  parameters = flops.count_parameters_by_part(config.model)['total']
   models, suffix = 'A masked language model', ''
   if members > 1:
     models, suffix = f'A population of {members} masked language models', ' each'
