@@ -159,7 +159,6 @@ device_description_str: "{name}"
 _COUNT = re.compile(r'(?P<name>.+?)(?:x(?P<count>[1-9]\d*))?')
 _MEMORY = re.compile(r'\bdevice_memory_size:\s*(\d+)')
 _PARSE_ERROR = re.compile(r'GpuTargetConfigProto: (.*)')
-_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
 
 
 def format_target(gpu: Gpu) -> str:
@@ -231,13 +230,13 @@ def make_compiler_options(deterministic: bool) -> dict[str, Any]:
   For an H100, bytes and kernels of six recipes in two dtypes were equal with and without it.
   """
   options = {'xla_backend_optimization_level': 0, 'xla_gpu_deterministic_ops': deterministic}
-  # From jax 0.11 on, the compiler has no default tile for a deterministic product without a card.
-  return options | ({'xla_gpu_enable_triton_gemm': False} if deterministic else {})
+  given = backend.TRITON_FLAG in os.environ.get('XLA_FLAGS', '')
+  return options if given else options | {backend.TRITON_FLAG: False}
 
 
 def _check_compiler(subject: str) -> None:
   """Raises InputError if the compiler for GPUs is missing, or has another version than jaxlib."""
-  plugins = [name for name in _PLUGINS if importlib.util.find_spec(name)]
+  plugins = [name for name in backend.CUDA_PLUGINS if importlib.util.find_spec(name)]
   remedy = "run pip install 'minilm_jax[preflight-cuda]'"
   if not plugins:
     raise InputError(subject, 'the compiler for NVIDIA GPUs is not installed', remedy)

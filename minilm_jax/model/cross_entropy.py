@@ -22,10 +22,13 @@ from minilm_jax.core import backend
 
 # Bytes of the logits of a block; measured for CPUs, estimated for TPUs.
 _MAX_LOGIT_BYTES = {'cpu': 6 << 20, 'tpu': 64 << 20}
-# A block takes this share of the memory of a GPU, 320 MiB of 80 GiB. Compiled for an H100 with 1, 2,
-# 4 and 8 blocks, magic-bee-26 (float32) has 1111, 738, 553 and 471 MiB of temporaries, and 243, 267,
-# 299 and 371 kernels a step. No GPU has timed a block that fits in the L2 cache.
+# A block takes this share of the memory of a GPU, 320 MiB of 80 GiB. On an H200, a step of
+# magic-bee-26 with 256 rows (bfloat16) takes 1.67 ms with one block, and 1.87 ms with eight blocks,
+# which fit in the L2 cache (docs/results/gpu.md).
 _GPU_MEMORY_SHARE = 1 / 256
+# The output projection gets columns of probability 0, because cuBLAS copies matrices of other widths.
+# With 19,010 tokens, a step on an H200 takes 92% of the time, and 96% on two cores.
+_COLUMN_MULTIPLE = 64
 
 
 def smallest_divisor(rows: int, minimum: int) -> int:
@@ -94,12 +97,15 @@ def _forward(
     loss, powers, factor = _log_normalizer(*block, matrix)
     scaled = (block[0] * factor).astype(x.dtype)  # smaller than the powers
     d_matrix = jnp.einsum('bKD,bKV->DV', scaled, powers, preferred_element_type=jnp.float32)
-    d_x = jnp.einsum('bKV,DV->bKD', powers, kernel, preferred_element_type=jnp.float32) * factor
+    d_x = (
+      jnp.einsum('bKV,DV->bKD', powers, matrix[:-1], preferred_element_type=jnp.float32) * factor
+    )
     return (totals[0] + loss, totals[1] + d_matrix), d_x
 
   start = jnp.zeros(()), jnp.zeros(matrix.shape)
   (loss, d_matrix), d_x = jax.lax.scan(add_block, start, blocks)
   target_sum, columns = _target_logits(x, kernel, bias, targets, weights)
+  d_matrix = d_matrix[:, : kernel.shape[1]]
   d_kernel = d_matrix[:-1].at[:, targets].add(-jnp.moveaxis(x * weights[..., None], -1, 0))
   d_bias = d_matrix[-1].at[targets].add(-weights)
   d_x = d_x.reshape(x.shape) - columns * weights[..., None]
@@ -119,9 +125,15 @@ def _cast(x: Any, *arrays: Any) -> tuple[Any, ...]:
 
 
 def _join_bias(x: Any, kernel: Any, bias: Any, weights: Any, count: int) -> tuple[Any, Any]:
-  """Returns kernel and bias as one matrix, and blocks of weights and of inputs with a 1 appended."""
+  """Returns kernel and bias as one matrix, and blocks of inputs with a 1 appended and of weights.
+
+  The matrix has more columns than the kernel, up to a multiple; their logits are minus infinity.
+  """
+  extra = -kernel.shape[1] % _COLUMN_MULTIPLE
+  wide_kernel = jnp.pad(kernel, ((0, 0), (0, extra)))
+  wide_bias = jnp.pad(bias, (0, extra), constant_values=-jnp.inf)
   ones = jnp.ones((*x.shape[:2], 1), x.dtype)
-  return jnp.concatenate([kernel, bias[None]]), (
+  return jnp.concatenate([wide_kernel, wide_bias[None]]), (
     split_rows(jnp.concatenate([x, ones], -1), count),
     split_rows(weights, count),
   )

@@ -13,9 +13,8 @@ embedding tables, outputs of a head) stay float32. `remat` stores the input of e
 recomputes its activations.
 """
 
-import functools
 import math
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -164,38 +163,6 @@ def _compute_scores_backward(inputs: tuple, gradient: Float[Array, 'B H L M']) -
 _compute_scores.defvjp(lambda q, k: (_compute_scores(q, k), (q, k)), _compute_scores_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _split_heads(x: Float[Array, 'B L D'], heads: int) -> Float[Array, 'B L H dim']:
-  return x.reshape(*x.shape[:2], heads, -1)
-
-
-@jax.custom_vjp
-def _merge_heads(x: Float[Array, 'B L H dim']) -> Float[Array, 'B L D']:
-  """Joins the outputs of the heads, or the gradients of their inputs, before a product.
-
-  XLA fuses the transposition of the heads into the product. Without autotuning, XLA has no tile for
-  this fusion if the width of a head is not a power of two, and compilation for a GPU fails. No
-  autotuning takes place with `--deterministic` or for an absent GPU. The barrier stores the
-  transposed array. cuBLAS needs this array anyway: grateful-yogurt-5 with one layer takes the same
-  memory with and without the barrier, and 276 instead of 272 kernels a step.
-  """
-  merged = x.reshape(*x.shape[:2], -1)
-  if x.shape[-1].bit_count() == 1:
-    return merged
-  return jax.lax.platform_dependent(
-    merged, cuda=jax.lax.optimization_barrier, default=lambda merged: merged
-  )
-
-
-_split_heads.defvjp(
-  lambda x, heads: (_split_heads(x, heads), None),
-  lambda _heads, _, gradient: (_merge_heads(gradient),),
-)
-_merge_heads.defvjp(
-  lambda x: (_merge_heads(x), x.shape[2]), lambda heads, gradient: (_split_heads(gradient, heads),)
-)
-
-
 class Attention(nnx.Module):
   """Applies scaled dot-product attention over the tokens without pads.
 
@@ -218,7 +185,7 @@ class Attention(nnx.Module):
     weights = apply_dropout(exponentials, self.config.dropout, key).astype(v.dtype)
     # Softmax divides after the product, in arrays that are narrower by the ratio of length to width.
     sums = exponentials.sum(-1).swapaxes(1, 2)[..., None]
-    return self.output(_merge_heads((_mix(weights, v) / sums).astype(v.dtype)))
+    return self.output((_mix(weights, v) / sums).astype(v.dtype).reshape(x.shape))
 
   def weights(self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L']) -> Float[Array, 'B H L L']:
     """Returns attention weights in float32, without dropout; weights sum to 1 over the last axis.
@@ -244,7 +211,7 @@ class Attention(nnx.Module):
     return jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
 
   def _split_heads(self, x: Float[Array, 'B L D']) -> Float[Array, 'B L H dim']:
-    return cast(Array, _split_heads(x, self.config.num_heads))
+    return x.reshape(*x.shape[:2], self.config.num_heads, -1)
 
 
 class FeedForward(nnx.Module):

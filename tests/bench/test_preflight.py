@@ -409,7 +409,7 @@ def test_a_step_for_a_gpu_has_kernels_and_no_time():
   assert step['collectives']['all-reduce']['count'] == 1
   assert gradient <= step['collectives']['all-reduce']['bytes'] <= gradient + 64
   kernels = step['kernels']
-  assert kernels['fusions'] > 50 and kernels['cuBLAS'] + kernels['Triton products'] > 10
+  assert kernels['fusions'] > 50 and kernels['cuBLAS'] > 10 and not kernels['Triton products']
 
 
 @needs_cuda

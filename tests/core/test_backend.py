@@ -117,18 +117,36 @@ def test_hidden_accelerators_leave_a_cpu_without_cache(tmp_path):
   assert run_program(program, ['JAX_PLATFORMS']) == ['cpu', '1', 'False']
 
 
+FLAGS_PROGRAM = """
+from minilm_jax.core import backend
+backend.prepare({deterministic})
+backend.prepare({deterministic})
+import jax, os
+print(float(jax.numpy.ones(3).sum()), os.environ["XLA_FLAGS"])
+"""
+
+
 def test_deterministic_sets_a_flag_that_a_cpu_accepts():
   """The flag is added to those of the environment."""
-  xla_flags = '--xla_force_host_platform_device_count=3'
-  program = (
-    'from minilm_jax.core import backend\nbackend.prepare(True)\nbackend.prepare(True)\nimport jax, os\n'
-    'print(float(jax.numpy.ones(3).sum()), os.environ["XLA_FLAGS"])'
+  given = '--xla_force_host_platform_device_count=3'
+  words = run_program(FLAGS_PROGRAM.format(deterministic=True), XLA_FLAGS=given)
+  assert words[:3] == ['3.0', given, '--xla_gpu_deterministic_ops=true']
+
+
+@pytest.mark.parametrize(
+  'given, expected',
+  [
+    ('', '--xla_gpu_enable_triton_gemm=false'),
+    ('--xla_gpu_enable_triton_gemm=true', '--xla_gpu_enable_triton_gemm=true'),
+  ],
+)
+def test_products_of_a_gpu_come_from_cublas(given: str, expected: str, tmp_path):
+  """A folder with the name of JAX's plugin stands for the plugin; the environment has priority."""
+  (tmp_path / backend.CUDA_PLUGINS[-1]).mkdir()
+  words = run_program(
+    FLAGS_PROGRAM.format(deterministic=False), XLA_FLAGS=given, PYTHONPATH=str(tmp_path)
   )
-  assert run_program(program, XLA_FLAGS=xla_flags) == [
-    '3.0',
-    xla_flags,
-    '--xla_gpu_deterministic_ops=true',
-  ]
+  assert words == ['3.0', expected]
 
 
 @pytest.mark.parametrize(
