@@ -322,7 +322,7 @@ def test_hours_set_the_budget_of_the_study_of_paper_1(fake_program, tmp_path: pa
 def test_hours_set_the_budget_of_the_study_of_paper_2(fake_program, tmp_path: pathlib.Path):
   record, _ = fake_program('minilm'), fake_program('python')
   paths = ('paper2.sh', 'text@line', *[str(LAUNCH)] * 3, str(tmp_path / 'out'))
-  assert launch(tmp_path, *paths, '3', MINILM_VENV=str(tmp_path)).returncode == 0
+  assert launch(tmp_path, *paths, '3.5', MINILM_VENV=str(tmp_path)).returncode == 0
   calls = read_calls(record)
   sweep = next(call for call in calls if call[0] == 'sweep')
   assert f'--config={LAUNCH.parent}/configs/paper2_data_sizes.py:312-cpu,1248-cpu,4992-cpu' in sweep
@@ -331,6 +331,14 @@ def test_hours_set_the_budget_of_the_study_of_paper_2(fake_program, tmp_path: pa
     call for call in calls if any(word.endswith('glue.py:ag_news') for word in call)
   )
   assert '--config.task.per_label=125' in on_ag_news
+  # From scratch and of parts: the seeds that both have count.
+  seeds = {}
+  for name, *arguments in calls:
+    if name == 'finetune':
+      (config,) = parse(name, arguments)[0].values()
+      seeds[arguments[-1].rpartition('/')[2]] = config.seeds
+  assert seeds['scratch-ag_news'] == seeds['overlap-ag_news'] == (0, 1, 2, 3, 4, 5, 6)
+  assert seeds['sizes-ag_news'] == (0, 1, 2)
   # 1,000 updates of five members have the FLOPs of 1,267 updates of the deep model.
   deep = [call for call in calls if call[0] == 'pretrain']
   assert [word for call in deep for word in call if 'num_steps' in word] == [
