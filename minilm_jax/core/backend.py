@@ -7,13 +7,13 @@
 | one malloc arena for all threads (glibc) | 500 MiB of memory; otherwise 790 MiB and growing |
 | freed memory stays in the process until `release` (glibc) | 1.27 times faster; 0 page faults a step, not 28,910 |
 | huge pages for the heap (Linux) | 482 of 592 MiB of memory in huge pages |
-| matrix products from cuBLAS, not Triton (NVIDIA GPU) | first step after 18 s, not 45 s |
+| matrix products from cuBLAS, not Triton (NVIDIA GPU) | first step after 18 s, not 48 s |
 
 Measured on two cores of an AMD EPYC with jax 0.10.2. Row 1: `minilm bench` with sizes E,D,F,layers
 of (32,32,64,1), (256,256,1024,4) and those of the quickstart. Row 2: the largest of these sizes.
 Row 3: 150 checkpoints of `configs/tiny.py`, in equal time. Rows 4 and 5: `minilm bench` of
-(32,32,64,1) with batches of 64 rows, on two Xeon cores. Row 6: (32,32,64,1) on one H200
-(docs/results/gpu.md).
+(32,32,64,1) with batches of 64 rows, on two Xeon cores. Row 6: (32,32,64,1) on an H200 with jax
+0.11.2 (docs/results/gpu.md).
 """
 
 import ctypes
@@ -34,9 +34,8 @@ _MEMORY_FILES = ('/proc/meminfo', '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/m
 _CGROUPS, _CGROUP_ROOT = pathlib.Path('/proc/self/cgroup'), pathlib.Path('/sys/fs/cgroup')
 CUDA_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
 _DETERMINISTIC_FLAG = 'xla_gpu_deterministic_ops'
-# XLA compiles and times many Triton kernels for each matrix product, and then takes products of
-# cuBLAS for most. A step takes the same time without them at (32,32,64,1), and 6% more at
-# (256,256,1024,8).
+# XLA compiles and times several Triton kernels for each matrix product. Without them a step takes
+# the same time at (32,32,64,1), and 6% more at (256,256,1024,8).
 TRITON_FLAG = 'xla_gpu_enable_triton_gemm'
 _DEVICE_COUNT_FLAG = 'xla_force_host_platform_device_count'
 _MIN_COMPILE_SECONDS = 'jax_persistent_cache_min_compile_time_secs'

@@ -132,7 +132,7 @@ def compile_chunk(config: RunConfig, program: TrainProgram, rows: Rows) -> Chunk
     InputError: The chunk needs more memory than is free.
   """
   started = time.monotonic()
-  # The first compilation took 48 to 90 s on an H200, whose compiler times several kernels.
+  # The first compilation took 18 and 39 s on an H200 (docs/results/gpu.md).
   progress.log('compiling the training step, which a repeated run loads from the cache')
   lowered = _lower_chunk(program, rows)
   trained_rows = config.num_steps * config.batch_size * config.population.members
