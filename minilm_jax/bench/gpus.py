@@ -230,8 +230,9 @@ def make_compiler_options(deterministic: bool) -> dict[str, Any]:
   For an H100, bytes and kernels of six recipes in two dtypes were equal with and without it.
   """
   options = {'xla_backend_optimization_level': 0, 'xla_gpu_deterministic_ops': deterministic}
-  given = backend.TRITON_FLAG in os.environ.get('XLA_FLAGS', '')
-  return options if given else options | {backend.TRITON_FLAG: False}
+  if backend.TRITON_FLAG not in os.environ.get('XLA_FLAGS', ''):
+    options[backend.TRITON_FLAG] = False
+  return options
 
 
 def _check_compiler(subject: str) -> None:
