@@ -103,6 +103,13 @@ def test_in_bfloat16_the_normaliser_is_float32():
   assert float(gradient[2].sum()) == pytest.approx(0, abs=0.004 * 12)
 
 
+def test_products_have_a_multiple_of_64_columns(arguments: tuple[Any, ...]):
+  """The 40 columns of the kernel become 64, in the logits and in the gradient of the kernel."""
+  text = double_and_grad(cross_entropy.cross_entropy_sum, 3).lower(*arguments).as_text()
+  results = re.findall(r'dot_general .* -> tensor<([\dx]+)xf32>', text)
+  assert sorted(results) == ['4x3x5', '4x3x64', '6x64']
+
+
 def test_no_array_is_as_large_as_the_logits(arguments: tuple[Any, ...]):
   """The check reads the shapes in the compiled program, forward and backward."""
   largest = {}
