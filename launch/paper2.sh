@@ -4,8 +4,9 @@
 #   bash launch/paper2.sh TEXT AG_NEWS DBPEDIA FEWREL [FOLDER [HOURS]]
 # TEXT: files with an article a line, as in 'wikipedia/*.txt.xz@line', of 80,000 articles or more. AG_NEWS and DBPEDIA:
 # folders with train and test files. FEWREL: a JSON file of FewRel, from which both splits are drawn. FOLDER: results,
-# default runs/paper2. HOURS: hours of pre-training, default 7; fine-tuning, compiling and evaluating come on top. The largest set has
-# 1,429 articles an hour, the smallest a sixteenth of it; labelled examples and updates of committees are in proportion.
+# default runs/paper2. HOURS: hours of pre-training, default 7; fine-tuning, compiling and evaluating come on top. The
+# largest set has 1,429 articles an hour, the smallest a sixteenth of it; labelled examples and updates of committees
+# are in proportion.
 # All sets of claims 1 to 3 have 50 epochs, so fewer hours detect larger effects only. The report has the intervals.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

@@ -168,8 +168,8 @@ def time_hf_trainer(
   """Times the fine-tuning of a RoBERTa of random weights by the `Trainer` of Hugging Face.
 
   The time is that of `trainer.train()`, in float32, after a few steps of another Trainer and model.
-  The Trainer uses a GPU where PyTorch finds one, and the CPU elsewhere. Logs, evaluation and checkpoints are off. The optimizer is the default: AdamW, linear
-  decay without warm-up, and clipping at 1.
+  The Trainer uses a GPU where PyTorch finds one, and the CPU elsewhere. Logs, evaluation and
+  checkpoints are off. The optimizer is the default: AdamW, linear decay without warm-up, clipping at 1.
 
   Args:
     task: model, examples and settings.
