@@ -14,8 +14,8 @@ interval resamples the seeds of fine-tuning, the runs of each size, and the task
 mean over tasks. With one run a size, the interval lacks the variance of pre-training. With few
 seeds, the interval is too narrow.
 
-Runs without scores from scratch use those of another run with the same model and tokenizer. A
-fresh encoder depends on its seed alone.
+Runs without scores from scratch use those of other runs with the same model and tokenizer. A fresh
+encoder depends on its seed alone. Seeds from scratch that are not pre-trained do not count.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from etils import epath
 from jaxtyping import Float, Int
 
 from minilm_jax.analysis import runs
-from minilm_jax.analysis.scores import Difference, Group, ScoreRow, compute_difference
+from minilm_jax.analysis.scores import Difference, ScoreRow, compute_difference, make_group
 from minilm_jax.analysis.training_sets import TrainingSet, read_training_sets
 from minilm_jax.tasks.metrics import percentile_interval
 
@@ -178,13 +178,16 @@ def _find_series_gaps(
     shapes.append(shape)
     if shapes.count(shape) > 1:  # another tokenizer or model field
       shape += f' ({shapes.count(shape)})'
-    scratch = next(
-      (rows[name].scratch for name in rows if sets[name].key == key and rows[name].scratch.n), None
-    )
+    scratch = {
+      seed: value
+      for name in reversed([*rows])  # the first run with a seed counts
+      if sets[name].key == key
+      for seed, value in rows[name].scratch.by_seed.items()
+    }
     complete = [
       training_set
       for training_set in same_model
-      if rows[training_set.name].pretrained.n and (scratch or rows[training_set.name].scratch.n)
+      if scratch and rows[training_set.name].pretrained.n
     ]
     for shared, cluster in (
       _group_by_size(complete) if axis == SIZE else _group_by_overlap(complete)
@@ -200,11 +203,13 @@ def _make_gap(
   comparison: str,
   training_set: TrainingSet,
   row: ScoreRow,
-  borrowed: Group | None,
+  borrowed: Mapping[int, float],
 ) -> Gap:
-  pretrained, scratch, difference = row.pretrained, row.scratch, row.difference
-  if not scratch.n and borrowed is not None:
-    scratch, difference = borrowed, compute_difference(pretrained, borrowed)
+  pretrained, by_seed = row.pretrained, {**borrowed, **row.scratch.by_seed}
+  if set(pretrained.seeds) <= by_seed.keys():
+    by_seed = {seed: by_seed[seed] for seed in pretrained.seeds}
+  scratch = make_group(by_seed)
+  difference = compute_difference(pretrained, scratch)
   values = np.subtract(pretrained.values, scratch.values).tolist() if difference.paired else ()
   return Gap(
     axis=axis,

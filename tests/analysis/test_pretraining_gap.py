@@ -137,6 +137,23 @@ def test_scores_from_scratch_are_borrowed_from_the_same_model_alone(tmp_path: pa
   assert points['b'].gap.mean == pytest.approx(0.3) and points['b'].gap.paired
 
 
+def test_seeds_from_scratch_may_be_more_and_of_several_runs(tmp_path: pathlib.Path):
+  """Seeds 0 and 1 are from scratch in one run, seed 2 in another."""
+  first, other = (
+    write_subset_run(tmp_path / name, rows) for name, rows in (('a', 1000), ('b', 2000))
+  )
+  write_finetune_run(tmp_path / 'tasks' / 'a-scratch', first, [0.5, 0.6], False)
+  write_finetune_run(tmp_path / 'tasks' / 'b-scratch', other, [0.7], False, seeds=[2])
+  write_finetune_run(tmp_path / 'tasks' / 'a', first, [0.6, 0.8], True, seeds=[1, 2])
+  write_finetune_run(tmp_path / 'tasks' / 'b', other, [0.9, 0.9], True, seeds=[0, 3])
+  points = {point.checkpoint: point for point in study_gaps(tmp_path).points}
+  assert points['a'].gap.paired and points['a'].seeds == (1, 2)
+  assert points['a'].values == pytest.approx([0.0, 0.1])
+  assert points['a'].scratch == pytest.approx(0.65)
+  # No run has seed 3 from scratch, so all three seeds from scratch count.
+  assert not points['b'].gap.paired and points['b'].gap.mean == pytest.approx(0.3)
+
+
 def test_encoders_with_several_heads_are_no_points(tmp_path: pathlib.Path):
   write_sizes(tmp_path, {1000: 0.01, 2000: 0.04})
   for pretrained, value in ((True, 0.9), (False, 0.8)):
