@@ -9,7 +9,7 @@ For another encoder, copy gated_rotary.py, change the class, and set --config.mo
 `package.module:Class`. minilm_jax/model/custom.py describes the interface, and `minilm show` checks
 the class before training. A stored run names the module but does not import it without --trust.
 
-Expect a test loss of about 2.8 nats a token after 600 updates, a third of a minute on two cores. The
+Expect a test loss of about 2.8 nats a token after 600 updates, in less than a minute on two cores. The
 default encoder reaches 2.0 with the same recipe, because it leaves the plateau of word frequencies
 earlier.
 """

@@ -14,8 +14,9 @@ interval resamples the seeds of fine-tuning, the runs of each size, and the task
 mean over tasks. With one run a size, the interval lacks the variance of pre-training. With few
 seeds, the interval is too narrow.
 
-Runs without scores from scratch use those of other runs with the same model and tokenizer. A fresh
-encoder depends on its seed alone. Seeds from scratch that are not pre-trained do not count.
+A fresh encoder depends on its seed alone. So a run also uses the scores from scratch of other runs
+with the same model and tokenizer. Of them, those of the run's own seeds count, or all if a seed has
+none.
 """
 
 import dataclasses
@@ -27,7 +28,13 @@ from etils import epath
 from jaxtyping import Float, Int
 
 from minilm_jax.analysis import runs
-from minilm_jax.analysis.scores import Difference, ScoreRow, compute_difference, make_group
+from minilm_jax.analysis.scores import (
+  Difference,
+  ScoreRow,
+  compute_difference,
+  make_group,
+  subtract_by_seed,
+)
 from minilm_jax.analysis.training_sets import TrainingSet, read_training_sets
 from minilm_jax.tasks.metrics import percentile_interval
 
@@ -49,9 +56,9 @@ class Gap:
     comparison: shape of the model, and the property that the runs share.
     tokens: tokens of the pre-training set, without padding.
     overlap: share of the task's words in the pre-training set; nan if not measured.
-    borrowed: the scores from scratch are those of another run.
+    borrowed: some of the scores from scratch are those of another run.
     pretraining_seed: seed of the pre-training run.
-    seeds: seeds of fine-tuning, if the scores are paired.
+    seeds: seeds of fine-tuning that have a score pre-trained and from scratch.
     values: gaps of these seeds.
   """
 
@@ -205,12 +212,12 @@ def _make_gap(
   row: ScoreRow,
   borrowed: Mapping[int, float],
 ) -> Gap:
-  pretrained, by_seed = row.pretrained, {**borrowed, **row.scratch.by_seed}
-  if set(pretrained.seeds) <= by_seed.keys():
-    by_seed = {seed: by_seed[seed] for seed in pretrained.seeds}
+  pretrained, own = row.pretrained, row.scratch.by_seed
+  by_seed = {**borrowed, **own}
+  gaps = subtract_by_seed(pretrained.by_seed, by_seed)
+  if len(gaps) == pretrained.n:
+    by_seed = {seed: by_seed[seed] for seed in gaps}
   scratch = make_group(by_seed)
-  difference = compute_difference(pretrained, scratch)
-  values = np.subtract(pretrained.values, scratch.values).tolist() if difference.paired else ()
   return Gap(
     axis=axis,
     series=series,
@@ -222,11 +229,11 @@ def _make_gap(
     overlap=training_set.overlap,
     pretrained=pretrained.mean,
     scratch=scratch.mean,
-    gap=difference,
-    borrowed=not row.scratch.n,
+    gap=compute_difference(pretrained, scratch),
+    borrowed=not by_seed.keys() <= own.keys(),
     pretraining_seed=training_set.seed,
-    seeds=pretrained.seeds if difference.paired else (),
-    values=tuple(values),
+    seeds=tuple(gaps),
+    values=tuple(gaps.values()),
   )
 
 

@@ -152,6 +152,8 @@ def test_seeds_from_scratch_may_be_more_and_of_several_runs(tmp_path: pathlib.Pa
   assert points['a'].scratch == pytest.approx(0.65)
   # No run has seed 3 from scratch, so all three seeds from scratch count.
   assert not points['b'].gap.paired and points['b'].gap.mean == pytest.approx(0.3)
+  assert points['b'].seeds == (0,) and points['b'].values == pytest.approx([0.4])
+  assert points['a'].borrowed and points['b'].borrowed
 
 
 def test_encoders_with_several_heads_are_no_points(tmp_path: pathlib.Path):

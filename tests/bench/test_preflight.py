@@ -393,6 +393,13 @@ SMALL = {
 }
 
 
+def test_products_come_from_cublas_unless_the_environment_decides(monkeypatch: pytest.MonkeyPatch):
+  monkeypatch.setenv('XLA_FLAGS', '')
+  assert gpus.make_compiler_options(True)['xla_gpu_enable_triton_gemm'] is False
+  monkeypatch.setenv('XLA_FLAGS', '--xla_gpu_enable_triton_gemm=true')
+  assert 'xla_gpu_enable_triton_gemm' not in gpus.make_compiler_options(True)
+
+
 @needs_cuda
 @pytest.mark.parametrize('name', gpus.GPUS)
 def test_the_compiler_reads_every_gpu(name: str):
