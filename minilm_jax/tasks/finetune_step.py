@@ -178,7 +178,8 @@ def sum_gradients(
   With several lengths, the batch is sorted by length and split into as many parts, each cut to its
   longest row. Losses and gradients are added over the parts. The large gradient of the embedding
   table is computed once, from the gradients of all token vectors.
-  Custom encoders may read their table in any way, so all their gradients are added.
+  Custom encoders may read their table in any way, and segments of pairs depend on the token ids, so
+  all gradients of such models are added.
   """
   batch = jax.tree.map(lambda x: x[indices], train)
   size, lengths = indices.shape[0], shape.lengths
@@ -188,7 +189,7 @@ def sum_gradients(
   if len(lengths) > 1:
     order = jnp.argsort(batch.lengths)
     batch, key = jax.tree.map(lambda x: x[order], (batch, key))
-  if model.config.encoder:
+  if model.config.encoder or model.config.segment_embeddings_for_pairs:
     function = functools.partial(_compute_plain_gradients, shape)
     return train_step.accumulate(function, model, (batch, key), count)
   parts = jax.tree.map(lambda x: cross_entropy.split_rows(x, count), (batch, key))

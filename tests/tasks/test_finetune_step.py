@@ -239,10 +239,22 @@ def test_rows_are_cut_to_the_shortest_length_that_fits(rows: TaskRows):
   assert [int(choose(longest)) for longest in (1, 16, 17, 32, 33, 64)] == [16, 16, 32, 32, 64, 64]
 
 
-@pytest.mark.parametrize('lengths', [(16, 64), (64,)])
+@pytest.mark.parametrize(
+  'lengths, changes',
+  [
+    ((16, 64), {}),
+    ((64,), {}),
+    ((16, 64), {'segments': 2, 'segment_embeddings_for_pairs': True}),
+  ],
+)
 def test_gradients_of_parts_add_up_to_the_gradient_of_the_batch(
-  lengths: tuple[int, ...], model: EncoderConfig, full_rows: TaskRows
+  lengths: tuple[int, ...], changes: dict[str, Any], model: EncoderConfig, full_rows: TaskRows
 ):
+  model = dataclasses.replace(model, **changes)
+  # The first sequence of each pair ends at the second token.
+  pairs = full_rows.tokens.copy()
+  pairs[:, 2] = tokenizer.END_ID
+  full_rows = dataclasses.replace(full_rows, tokens=pairs)
   fresh = jax.jit(lambda: init_classifier(model, make_config().head, 2, jax.random.key(0)))()
   picked, train = jnp.arange(7, 23), jax.tree.map(jnp.asarray, full_rows)
   key = rng.make_batch_keys(0, rng.Stream.DROPOUT, 0, jnp.arange(16))
