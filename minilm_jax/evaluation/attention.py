@@ -78,7 +78,7 @@ def _measure_attention(
 ) -> list[dict[str, Any]]:
   config = pretrained.load_config(source)
   members, model = config.population.members, config.model
-  mesh = population.make_member_mesh(members)
+  mesh = population.make_even_mesh(members)
   strategy = population.choose_strategy(
     members, config.population.strategy, mesh.devices.flat[0].platform
   )

@@ -53,9 +53,7 @@ def make_member_mesh(members: int, devices: Sequence[jax.Device] = ()) -> Mesh:
 
 def make_even_mesh(members: int, devices: Sequence[jax.Device] = ()) -> Mesh:
   """Returns a mesh with the largest number of devices that divides the members."""
-  limit = len(devices) or jax.device_count()
-  count = max(n for n in range(1, limit + 1) if members % n == 0)
-  return sharding.make_mesh(MeshConfig(population=count, data=1, model=1), devices=devices)
+  return sharding.make_mesh(MeshConfig(data=1), members=members, devices=devices)
 
 
 def choose_strategy(members: int, strategy: str, platform: str) -> str:
@@ -124,8 +122,7 @@ def member_settings(config: RunConfig) -> MemberSettings:
 
 def shared_mask_layout(config: RunConfig, length: int) -> MaskLayout:
   """Returns the mask layout of all members, with the largest number of positions of any member."""
-  layouts = [masking.mask_layout(member.mask, length) for member in member_configs(config)]
-  return max(layouts, key=lambda layout: layout.positions)
+  return masking.mask_layout(config.largest_mask, length)
 
 
 def map_over_members(
