@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from minilm_jax.core import run_dir
 from minilm_jax.core.config import FinetuneConfig, RunConfig
 from minilm_jax.core.model_config import HeadConfig
+from minilm_jax.data import corpus
 from minilm_jax.data.rows import Corpus
 from minilm_jax.model.heads import init_classifier
 from minilm_jax.tasks import classifier, finetune_step
@@ -116,7 +117,7 @@ def describe_corpus(config: RunConfig, placement: jax.sharding.Sharding) -> Corp
   folder = epath.Path(config.corpus)
   if config.corpus and (folder / run_dir.MANIFEST).exists():
     manifest = run_setup.validate_corpus(config, folder)
-    rows = config.subset.rows or manifest['splits']['train']['rows']
+    rows = corpus.measure_subset(config.subset, folder, manifest)['rows']
     length, dtype, vocab_size = (manifest[name] for name in ('length', 'dtype', 'vocabulary'))
   else:
     rows, length, vocab_size = ABSENT_CORPUS_ROWS, config.model.max_length, config.model.vocab_size

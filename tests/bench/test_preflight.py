@@ -485,6 +485,14 @@ def test_an_existing_corpus_sets_the_number_of_rows(
     )
 
 
+def test_a_subset_of_tokens_sets_the_number_of_rows(tiny_corpus: pathlib.Path):
+  source = tiny.get_config()
+  source.corpus, source.subset.tokens = str(tiny_corpus), 2000
+  placement = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  corpus = lowering.describe_corpus(recipe.resolve(source, 'pretrain'), placement)
+  assert corpus.tokens.shape == (34, 64)  # Rows of the tiny corpus have 58 tokens on average.
+
+
 RESULT = {
   'topology': 'v5e:2x4',
   'program': 'train',
