@@ -48,7 +48,7 @@ def describe_pretraining(config: RunConfig) -> dict[str, Any]:
   arrays = zip(
     jax.tree.leaves_with_path(shapes.model), jax.tree.leaves(shardings.model), strict=True
   )
-  flops = flops_per_row(config.model, config.mask)
+  flops = flops_per_row(config.model, config.largest_mask)
   rows = config.num_steps * config.batch_size
   num_masked = config.mask.max_positions(config.model.max_length)
   devices = mesh.shape['data']

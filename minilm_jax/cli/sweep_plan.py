@@ -76,7 +76,7 @@ def check_points(configs: PointConfigs) -> None:
 def count_flops(config: RunConfig) -> float:
   """Returns the FLOPs of an update of all members."""
   rows = config.batch_size * config.population.members
-  return rows * flops_per_row(config.model, config.mask)['actual']
+  return rows * flops_per_row(config.model, config.largest_mask)['actual']
 
 
 def shard_points(configs: PointConfigs, shard: str) -> PointConfigs:
@@ -109,7 +109,7 @@ def apply_budget(configs: PointConfigs, budget: Budget) -> PointConfigs:
     return configs
 
   def count_steps(config: RunConfig) -> int:
-    row_flops = flops_per_row(config.model, config.mask)['actual']
+    row_flops = flops_per_row(config.model, config.largest_mask)['actual']
     rows = budget.tokens / config.model.max_length or budget.flops / row_flops
     return math.ceil(rows / config.batch_size)
 

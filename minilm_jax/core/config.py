@@ -228,7 +228,8 @@ class RunConfig(Checked):
   # Minimum number of blocks for the logits of a micro-batch; 0 takes blocks that fit the cache.
   logit_chunks: NonNegativeInt = 0
   num_steps: PositiveInt = 1000  # Number of updates.
-  # Reaction to an update with NaN or infinity. Such an update is never applied.
+  # Reaction to an update with NaN or infinity. Such an update is never applied. A skipped update
+  # does not advance the schedule of the learning rate, so the run ends above its last rate.
   nonfinite: Annotated[str, one_of('stop', 'skip', 'drop-member')] = 'stop'
   model: EncoderConfig = EncoderConfig()
   mask: MaskConfig = MaskConfig()
@@ -260,6 +261,12 @@ class RunConfig(Checked):
           f'not a multiple of log.every={self.log.every}',
           'give a multiple of log.every, the updates of one chunk',
         )
+
+  @property
+  def largest_mask(self) -> MaskConfig:
+    """Mask with the largest rate of a member; the program computes as many positions for all."""
+    rate = max(self.population.mask_rates, default=self.mask.rate)
+    return dataclasses.replace(self.mask, rate=rate)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,15 +73,20 @@ def _list_front_end_inputs(config: EncoderConfig) -> list[int]:
 
 def flops_per_row(config: EncoderConfig, mask: MaskConfig) -> dict[str, int]:
   """Returns the counts `honey`, `kaplan` and `actual` of a training row of `config.max_length`."""
-  k = mask.max_positions(config.max_length)
-  # Two of the three products include the bias as a row of the kernel.
-  output = k * config.vocab_size * (6 * config.hidden_size + 4)
-  encoder = encoder_flops(config, config.max_length) + 2 * k * config.hidden_size**2
   return {
     'honey': paper1_flops(config),
     'kaplan': 6 * count_parameters_by_part(config)['other'] * config.max_length,
-    'actual': TRAINING_FACTOR * encoder + output,
+    'actual': actual_flops(config, mask, config.max_length),
   }
+
+
+def actual_flops(config: EncoderConfig, mask: MaskConfig, length: int) -> int:
+  """Returns the FLOPs of the products of a training step for a row of `length` tokens."""
+  k = mask.max_positions(length)
+  # Two of the three products include the bias as a row of the kernel.
+  output = k * config.vocab_size * (6 * config.hidden_size + 4)
+  encoder = encoder_flops(config, length) + 2 * k * config.hidden_size**2
+  return TRAINING_FACTOR * encoder + output
 
 
 def paper1_flops(config: EncoderConfig) -> int:

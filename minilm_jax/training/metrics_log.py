@@ -5,7 +5,6 @@ computed from these lines.
 """
 
 import collections
-import dataclasses
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -47,11 +46,7 @@ class MetricsLog:
     self._schedules = [
       optimizer.build_schedule(member.optimizer, member.num_steps) for member in members
     ]
-    # The program computes the positions of the largest mask rate for all members.
-    mask = max((member.mask for member in members), key=lambda mask: mask.rate)
-    self._flops_per_row = flops.flops_per_row(
-      dataclasses.replace(config.model, max_length=length), mask
-    )['actual']
+    self._flops_per_row = flops.actual_flops(config.model, config.largest_mask, length)
     self._started = time.monotonic() - (lines[-1]['seconds'] if lines else 0)
     train = [line for line in lines if line['split'] == 'train']
     self._recent_losses = [

@@ -20,7 +20,7 @@ from minilm_jax.core import backend, distributed, progress
 from minilm_jax.core.config import EvaluationConfig, RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data.rows import BatchWindow, Corpus
-from minilm_jax.model.flops import flops_per_row
+from minilm_jax.model.flops import actual_flops
 from minilm_jax.model.heads import MaskedLanguageModel
 from minilm_jax.training import optimizer, population, sharding, train_step
 from minilm_jax.training.train_step import NonFinite, Sums, TrainState
@@ -138,7 +138,7 @@ def compile_chunk(config: RunConfig, program: TrainProgram, rows: Rows) -> Chunk
   trained_rows = config.num_steps * config.batch_size * config.population.members
   backend.fill_cache(
     lowered.as_text,
-    trained_rows * flops_per_row(config.model, config.mask)['actual'],
+    trained_rows * actual_flops(config.model, config.largest_mask, rows.length),
     f'{__name__}:compile_from_shapes',
     {
       'config': dataclasses.asdict(config),

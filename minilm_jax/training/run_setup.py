@@ -211,7 +211,7 @@ def _write_manifest(
       **({run_dir.ORIGIN: dict(origin)} if origin else {}),
       'training': _measure_training_data(config, folder, corpus_manifest),
       'parameters': flops.count_parameters_by_part(config.model),
-      'flops_per_row': flops.flops_per_row(config.model, config.mask),
+      'flops_per_row': flops.flops_per_row(config.model, config.largest_mask),
       'warmup': optimizer.warmup_steps(config.optimizer, config.num_steps),
       'jax': jax.__version__,
       'devices': [device.device_kind for device in jax.devices()],

@@ -256,6 +256,17 @@ def test_actual_flops_equal_the_traced_products(changes: dict[str, Any]):
   assert traced == ROWS * flops.flops_per_row(config.model, config.mask)['actual']
 
 
+def test_batch_norm_pads_short_rows_to_the_length_of_the_model():
+  """A kernel may exceed the length of the rows of a corpus."""
+  changes = {'convolutions': 1, 'kernel': '80,3', 'channels': 2, 'convolution': 'paper2'}
+  config = run_config(**changes)
+  mask = dataclasses.replace(config.mask, rate=0.15)
+  whole, short = (flops.actual_flops(config.model, mask, length) for length in (128, 64))
+  d, v = config.model.hidden_size, config.model.vocab_size
+  # The encoder computes 128 positions for both; rows of 64 tokens predict 10 positions, not 20.
+  assert whole - short == 10 * v * (6 * d + 4) + 3 * 2 * 10 * d * d
+
+
 @pytest.mark.parametrize(
   'shape, share', [((32, 32, 64, 1), 0.08), ((64, 128, 512, 4), 0.04), ((256, 256, 1024, 4), 0.02)]
 )

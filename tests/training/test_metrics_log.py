@@ -6,8 +6,21 @@ import pathlib
 from etils import epath
 
 from minilm_jax.core import run_dir
+from minilm_jax.model import flops
 from minilm_jax.training import metrics_log
 from tests.tiny_config import make_run_config
+
+
+def test_flops_are_those_of_the_largest_mask_rate(tmp_path):
+  """The program computes the positions of the largest rate for all members."""
+  changes = {'population.members': 2, 'population.mask_rates': '0.15,0.4'}
+  config = make_run_config(pathlib.Path('corpus'), **changes)
+  largest = make_run_config(pathlib.Path('corpus'), **{'mask.rate': 0.4})
+  folder = epath.Path(tmp_path)
+  log = metrics_log.MetricsLog(config, folder, config.model.max_length, [])
+  log.write('train', 1, {member: {'loss': 5.0} for member in (0, 1)})
+  expected = flops.flops_per_row(largest.model, largest.mask)['actual'] * config.batch_size
+  assert [line['flops'] for line in run_dir.read_lines(folder / run_dir.METRICS)] == [expected] * 2
 
 
 def test_spikes_are_listed_and_reported(tmp_path, capsys):

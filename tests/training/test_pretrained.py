@@ -64,6 +64,10 @@ def test_log_and_result_have_the_members(together):
     'updates'
   ] == UPDATES
   assert all(member['test_loss'] > 0 for member in result['members'])
+  # The count of the manifest is that of the log, for the largest mask rate of a member.
+  manifest = json.loads((together / run_dir.MANIFEST).read_text())
+  rows = all_lines[-1]['step'] * make_run_config(pathlib.Path('corpus')).batch_size
+  assert all_lines[-1]['flops'] == manifest['flops_per_row']['actual'] * rows
 
 
 @pytest.mark.parametrize('number', [1, 3])
