@@ -191,6 +191,9 @@ def resolve_source(
 ) -> str:
   """Returns the pre-training run of a fine-tuning or evaluation, by name or else by path.
 
+  A fine-tuning with several heads on an encoder has their number after the name, so that tables and
+  figures keep it apart from one with a single head.
+
   Args:
     checkpoint: folder name of the pre-training run; '' is the first in the recipe.
   """
@@ -202,25 +205,22 @@ def resolve_source(
   source = next((name for name in sources if epath.Path(name).name == checkpoint), sources[0])
   target = paths.resolve_links(run_dir.find_source(path, stored, source))
   matches = (name for name, run in run_paths.items() if paths.resolve_links(run) == target)
-  return next(matches, source)
+  heads = (stored.get('head') or {}).get('ensemble_size') or 1
+  return next(matches, source) + (f', {heads} heads' if heads > 1 else '')
 
 
 def read_scores(run_paths: Mapping[str, epath.Path]) -> Iterator[Line]:
   """Yields the score lines of all runs.
 
-  The field `checkpoint` becomes the name of `resolve_source`, with the number of heads if an
-  encoder has several.
+  The field `checkpoint` becomes the name of `resolve_source`.
   """
   for path in run_paths.values():
     sources: dict[str, str] = {}
-    head = read_config(path).get('head') or {}
-    heads = head.get('ensemble_size') or 1
     for line in run_dir.read_lines(path / run_dir.SCORES):
       _check_fields(line, path / run_dir.SCORES, 'checkpoint')
       name = line['checkpoint']
       if name not in sources:
-        suffix = f', {heads} heads' if heads > 1 else ''
-        sources[name] = resolve_source(run_paths, path, name) + suffix
+        sources[name] = resolve_source(run_paths, path, name)
       line = {**line, 'checkpoint': sources[name]}
       yield {
         key: sanitize(value) if isinstance(value, str) else value for key, value in line.items()

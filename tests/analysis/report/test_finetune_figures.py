@@ -62,6 +62,19 @@ def test_confusions_count_the_displayed_scores(tmp_path: pathlib.Path):
   np.testing.assert_array_equal(matrices.arms['pre-trained'], [[1, 0], [0, 2]])
 
 
+def test_runs_with_several_heads_have_matrices_of_their_own(tmp_path: pathlib.Path):
+  run_paths = {}
+  for name, head, prediction in (('one', {}, [0, 1, 0]), ('five', {'ensemble_size': 5}, [0, 1, 1])):
+    folder = tmp_path / name
+    run_dir.open_run(folder, {'kind': 'finetune', 'checkpoint': 'tiny', 'head': head})
+    run_dir.write_lines(folder / run_dir.PREDICTIONS, [make_prediction(prediction)])
+    run_paths[name] = epath.Path(folder)
+  one, five = finetune_figures.read_confusions(run_paths, [])
+  assert (one.checkpoint, five.checkpoint) == ('tiny', 'tiny, 5 heads')
+  np.testing.assert_array_equal(one.arms['pre-trained'], [[1, 0], [1, 1]])
+  np.testing.assert_array_equal(five.arms['pre-trained'], [[1, 0], [0, 2]])
+
+
 def test_classes_without_names_have_numbers(tmp_path: pathlib.Path):
   (matrices,) = finetune_figures.read_confusions(
     write_predictions(tmp_path / 'a', make_prediction([0, 2, 1], task='own')), []
