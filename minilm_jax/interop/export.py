@@ -146,23 +146,7 @@ def resolve_model(ref: str) -> tuple[epath.Path, int | None]:
       else 'fine-tune again with --config.save_classifiers=True',
     )
   pretrained.load_single_config(folder)
-  return folder, resolve_checkpoint(folder, step)
-
-
-def resolve_checkpoint(folder: epath.PathLike, step: int | None) -> int:
-  """Returns the step of a saved checkpoint of a run; the latest by default.
-
-  Raises:
-    InputError: The run has no checkpoint, or no checkpoint of the step.
-  """
-  steps = checkpoint.list_steps(folder)
-  if step is not None and step not in steps:
-    raise InputError(
-      f'the checkpoint of step {step} in {folder}',
-      f'checkpoints of the steps {", ".join(map(str, steps)) or "(none)"}',
-      'give a saved step; checkpoint.keep_last is the number of checkpoints that a run keeps',
-    )
-  return checkpoint.resolve_step(folder, step)
+  return folder, checkpoint.resolve_step(folder, step)
 
 
 def load_model(ref: str, as_program: bool = False) -> LoadedModel:

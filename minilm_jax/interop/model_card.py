@@ -152,7 +152,7 @@ def build_card(
 def _build_pretrained(folder: epath.Path, step: int | None) -> tuple[str, list[str]]:
   """Returns the title, the summary and the sections of a pre-training run."""
   config = pretrained.load_config(folder)
-  step = export.resolve_checkpoint(folder, step)
+  step = checkpoint.resolve_step(folder, step)
   checkpoint.verify(folder, step)
   members = config.population.members
   parameters = flops.count_parameters_by_part(config.model)['total']

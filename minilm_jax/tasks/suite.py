@@ -48,19 +48,9 @@ def expand_checkpoints(names: str) -> dict[str, list[int]]:
 
 def _select_steps(source: str, step: str) -> list[int]:
   """Returns all steps of a run ('all'), the latest step ('') or the given step."""
-  saved = checkpoint.list_steps(source)
-  if not saved:
-    raise InputError(
-      f'the checkpoint of {source}', 'no checkpoints', 'pre-train first, or give another run'
-    )
-  selected = saved if step == 'all' else [int(step)] if step else saved[-1:]
-  if selected[0] not in saved:
-    raise InputError(
-      f'the checkpoint of step {selected[0]} in {source}',
-      f'checkpoints of the steps {", ".join(map(str, saved))}',
-      'give a saved step; checkpoint.keep_last sets the number of saved steps',
-    )
-  return selected
+  is_number = step not in ('', 'all')
+  selected = checkpoint.resolve_step(source, int(step) if is_number else None)
+  return checkpoint.list_steps(source) if step == 'all' else [selected]
 
 
 def choose_starts(steps: Sequence[int], from_scratch: bool, with_scratch: bool) -> list[int | None]:

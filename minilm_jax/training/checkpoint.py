@@ -218,16 +218,23 @@ def resolve_step(workdir: epath.PathLike, step: int | None = None) -> int:
   """Returns `step`, or the step of the last complete checkpoint if `step` is None.
 
   Raises:
-    InputError: The run has no complete checkpoint.
+    InputError: The run has no complete checkpoint, or none of the step.
   """
-  step = latest_step(workdir) if step is None else step
-  if step is None:
+  steps = list_steps(workdir)
+  if not steps:
     raise InputError(
       f'the checkpoint of {workdir}',
       'no complete checkpoint',
       'run minilm pretrain, or give another run',
     )
-  return step
+  if step is not None and step not in steps:
+    raise InputError(
+      f'the checkpoint of step {step} in {workdir}',
+      f'checkpoints of the steps {", ".join(map(str, steps))}',
+      f'give a saved step, as in {workdir}@{steps[-1]}; checkpoint.keep_last is the number of '
+      'checkpoints that a run keeps',
+    )
+  return steps[-1] if step is None else step
 
 
 def step_folder(workdir: epath.PathLike, step: int) -> epath.Path:

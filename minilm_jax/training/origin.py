@@ -106,9 +106,6 @@ def check_origin(config: RunConfig, origin: Origin) -> int:
   source = pretrained.load_mlm_config(origin.folder)
   step, saved = checkpoint.resolve_step(origin.folder, origin.step), origin.folder
   subject = f'the weights of step {step} of {saved}'
-  if step not in (steps := checkpoint.list_steps(saved)):
-    saved_steps = f'checkpoints of the steps {", ".join(map(str, steps)) or "(none)"}'
-    raise InputError(subject, saved_steps, f'give a saved step, as in --init_from={saved}@STEP')
   if damage := checkpoint.find_damage(checkpoint.step_folder(saved, step)):
     raise InputError(subject, damage, 'restore the files from a copy, or give another step')
   if fields := _list_different_fields(config, source):

@@ -53,7 +53,7 @@ def test_a_model_with_other_training_fits_its_origin(
       '--config.model.convolutions=0 --config.model.kernel= --config.model.channels=0',
     ),
     ({'optimizer.algorithm': 'muon'}, 8, 'optimizer.algorithm=adamw', '--init_optimizer'),
-    ({}, 6, 'steps 4, 8', '@STEP'),
+    ({}, 6, 'steps 4, 8', '@8'),
   ],
 )
 def test_a_model_that_does_not_fit_its_origin_is_refused(
