@@ -10,7 +10,7 @@ nine tasks of GLUE:
 - GLUE: cola, sst2, mrpc, qqp, stsb, mnli (matched and mismatched), qnli, rte, wnli; and ax, a test
   split that models of mnli predict;
 - topics: ag_news, dbpedia_14 and fewrel; configs/paper2_tasks.py has the settings of paper 2;
-- from files: sentiment, and own (configs/custom_task.py);
+- from files: sentiment, word_order (`--config.task.label=order`), and own (configs/custom_task.py);
 - without files: microworld/acceptability, microworld/entailment and microworld/sentiment.
 
 A tenth of the training examples is held out. The mean score of the seeds on it selects one of five

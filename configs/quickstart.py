@@ -1,12 +1,13 @@
-"""The quickstart: a reduced language of film reviews, a model of 1.24M parameters, sentiment.
+"""The quickstart: a reduced language of film reviews, a model of 0.3M parameters, word order.
 
     bash launch/quickstart.sh
 
 The argument is a part: `corpus`, `pretrain` (default) or `finetune`. The command `minilm
-quickstart` sets the paths of text and sentences.
+quickstart` sets the paths of text and sentences. The task is word order: two adjacent words of half
+of the sentences are swapped, which is the probing task "bigram shift" of Conneau et al. (2018).
 
-Expect a validation loss of about 3.8 nats, and a test accuracy of 66% against 64% from scratch; the
-majority class has 50%. The quickstart takes about seven minutes on two slow CPU cores after
+Expect a validation loss of about 3.8 nats, and a test accuracy of 63% against 50% from scratch; the
+majority class has 50%. The quickstart takes about three minutes on two slow CPU cores after
 installation.
 """
 
@@ -24,49 +25,40 @@ def corpus():
 
 
 def pretrain():
-  """Returns the recipe of pre-training: the settings of `recommended.py` with AdamW, in small batches.
+  """Returns the recipe of pre-training: `recommended.py` with a small vocabulary and short rows.
 
-  A small vocabulary keeps the head cheap and its pieces frequent. Most parameters are in the wide
-  embedding, which costs only memory. A fifth of the predicted tokens is not replaced by <mask>,
-  which also trains the vectors of ordinary tokens; fine-tuning classifies a sentence by their mean.
+  A small vocabulary keeps the head cheap and its pieces frequent.
   """
   config = base.pretrain()
-  config.batch_size = 16
-  config.num_steps = 12_000
+  config.batch_size = 32
+  config.num_steps = 3000
   config.model.update(
     vocab_size=4000,
-    embedding_size=224,
+    embedding_size=64,
     hidden_size=64,
-    intermediate_size=128,
+    intermediate_size=256,
     num_heads=4,
     flops_heads=4,
-    num_layers=2,
+    num_layers=1,
     max_length=64,
     segments=0,
   )
   recommended.apply_settings(config)
-  # With Muon and half of the tokens, the gain on the validation split was 1.1 [-1.0, 3.3] points.
-  config.optimizer.update(algorithm='adamw', learning_rate=3e-3)
-  config.mask.update(rate=0.3, random_share=0.1, keep_share=0.1)
-  config.eval.update(every=1000, rows=500)
-  config.checkpoint.every = 2000
+  config.mask.update(random_share=0.1, keep_share=0.1)
+  config.eval.update(every=500, rows=500)
+  config.checkpoint.every = 1000
   config.log.every = 100
   return config
 
 
 def finetune():
-  """Returns the recipe of fine-tuning: five seeds on 1,000 labelled sentences.
-
-  The settings were selected on the validation split after 16,000 updates of pre-training without
-  the short convolution. The gain of pre-training was 2.2 points at a rate of 1e-3, 2.3 at 2e-3, 1.9
-  at 4e-3 and 2.9 at 8e-3. It was 0.7 points with all 5,136 sentences; 300 sentences gave no gain.
-  """
+  """Returns the recipe of fine-tuning: five seeds on 5,000 sentences with or without a swap."""
   config = base.finetune()
-  config.task.update(name='sentiment', split='test', max_train_examples=1000)
+  config.task.update(name='word_order', label='order', split='test')
   config.head.pooling = 'mean'
   config.optimizer.learning_rate = 2e-3
   config.seeds = '0,1,2,3,4'
-  config.epochs = 6.0
+  config.epochs = 3.0
   config.length = 48
   return config
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the package, builds a small corpus of film reviews, trains a tokenizer, pre-trains a model of about a million
+# Installs the package, builds a small corpus of film reviews, trains a tokenizer, pre-trains a model of 0.3 million
 # parameters, and fine-tunes it with and without pre-training. Results are in runs/quickstart.
 #   bash launch/quickstart.sh [--workdir=FOLDER] [--language=microworld]
 set -euo pipefail

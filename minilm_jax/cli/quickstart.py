@@ -93,12 +93,39 @@ def _normalize(text: str) -> str:
   return ' '.join(re.findall('[a-z]+', text.lower()))
 
 
-def prepare_reviews(folder: epath.Path) -> None:
-  """Writes documents.jsonl (unlabelled reviews) and one .jsonl of labelled sentences a split.
+def make_word_order_example(sentence: str, number: int) -> dict[str, Any] | None:
+  """Returns a sentence with two adjacent words swapped (`order` 1) or as it is (`order` 0).
 
-  Documents and sentences come from different sites. Labelled sentences that also occur in a review
-  are removed, so that pre-training sees no scored sentence. Duplicate sentences are merged, and the
-  hash of a sentence selects the split.
+  This is the probing task "bigram shift" of Conneau et al. (2018, arXiv:1805.01070). Only words of
+  letters are swapped, so that punctuation does not give the label away. Returns None for a sentence
+  without two such words.
+
+  Args:
+    number: a random number; the same number gives the same example.
+
+  >>> make_word_order_example('see, a dog barks', 1)
+  {'text': 'see, dog a barks', 'order': 1}
+  """
+  words = sentence.split(' ')
+  starts = [
+    start
+    for start, (first, second) in enumerate(itertools.pairwise(words))
+    if first.isalpha() and second.isalpha() and first.lower() != second.lower()
+  ]
+  if not starts:
+    return None
+  order, index = number % 2, starts[number // 2 % len(starts)]
+  if order:
+    words[index], words[index + 1] = words[index + 1], words[index]
+  return {'text': ' '.join(words), 'order': order}
+
+
+def prepare_reviews(folder: epath.Path) -> None:
+  """Writes documents.jsonl (reviews) and one .jsonl of sentences a split, of another site.
+
+  Sentences that also occur in a review are removed, so that pre-training sees no scored sentence.
+  Duplicate sentences are merged, and the hash of a sentence selects the split. The columns
+  `sentence` and `label` are the task `sentiment`, and `text` and `order` the task `word_order`.
   """
   names = ('documents', *_SPLIT_SHARES)
   if all((folder / f'{name}.jsonl').exists() for name in names):
@@ -118,9 +145,12 @@ def prepare_reviews(folder: epath.Path) -> None:
   records: dict[str, list[Any]] = {name: [] for name in names}
   records['documents'] = [{'text': text} for text in documents]
   for words, example in labelled.items():
-    fraction = int.from_bytes(hashlib.sha256((_HASH_PREFIX + words).encode()).digest()[:4]) / 2**32
+    digest = hashlib.sha256((_HASH_PREFIX + words).encode()).digest()
+    fraction = int.from_bytes(digest[:4]) / 2**32
     bounds = zip(_SPLIT_SHARES, itertools.accumulate(_SPLIT_SHARES.values()), strict=True)
-    records[next(name for name, bound in bounds if fraction < bound)].append(example)
+    split = next(name for name, bound in bounds if fraction < bound)
+    if order := make_word_order_example(example['sentence'], int.from_bytes(digest[4:12])):
+      records[split].append(example | order)
   folder.mkdir(parents=True, exist_ok=True)
   for name in names:
     run_dir.write_lines(folder / f'{name}.jsonl', records[name])

@@ -113,6 +113,7 @@ TASKS: dict[str, Task] = {
     # Custom tasks, read from files.
     _make_task('own', ('text',)),
     _make_task('sentiment', _SENTENCE, _SENTIMENT),
+    _make_task('word_order', ('text',), ('original', 'swapped')),
     _make_task('microworld/acceptability', _SENTENCE, _ACCEPTABILITY, microworld='acceptability'),
     _make_task('microworld/entailment', _TWO_SENTENCES, _ENTAILMENT, microworld='entailment'),
     _make_task('microworld/sentiment', _SENTENCE, _SENTIMENT, microworld='sentiment'),

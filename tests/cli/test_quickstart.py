@@ -63,6 +63,25 @@ def test_no_scored_sentence_is_in_the_documents(folder: pathlib.Path):
   assert not {'it is dull dull dull', 'so it goes'} & set(sentences)
 
 
+def test_swapped_sentences_differ_by_two_adjacent_words(folder: pathlib.Path):
+  examples = sum((rows(folder / f'{split}.jsonl') for split in SPLITS), [])
+  assert {row['order'] for row in examples} == {0, 1}
+  for row in examples:
+    before, after = row['sentence'].split(' '), row['text'].split(' ')
+    changed = [i for i, (old, new) in enumerate(zip(before, after, strict=True)) if old != new]
+    if row['order'] == 0:
+      assert not changed
+      continue
+    first, second = changed
+    assert second == first + 1 and before[first : second + 1] == after[first : second + 1][::-1]
+    assert before[first].isalpha() and before[second].isalpha()
+
+
+@pytest.mark.parametrize('sentence', ['dogs', 'very very very', "don't stop, now!", ''])
+def test_a_sentence_without_two_words_to_swap_is_left_out(sentence: str):
+  assert [quickstart.make_word_order_example(sentence, number) for number in range(4)] == [None] * 4
+
+
 def test_documents_have_no_label_and_no_markup(folder: pathlib.Path):
   documents = rows(folder / 'documents.jsonl')
   assert [set(row) for row in documents] == [{'text'}] * 2 and '<br' not in documents[0]['text']
