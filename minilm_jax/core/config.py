@@ -115,7 +115,7 @@ class EvaluationConfig(Checked):
   every: PositiveInt = 1000  # Updates between evaluations; the last update is always evaluated.
   # Update of an extra first evaluation, repeated at each doubling up to `every`; 0 disables them.
   first_at: NonNegativeInt = 0
-  rows: PositiveInt = 2000  # Number of evaluated rows, from the start of the validation split.
+  rows: PositiveInt = 2000  # Number of evaluated rows, from the start of validation and test split.
   batch_size: AxisSize = 64  # Rows of an evaluation batch.
 
 
