@@ -135,6 +135,15 @@ def open_atomic(path: epath.Path, suffix: str = 'partial') -> Iterator[IO[bytes]
         temporary.unlink(missing_ok=True)
 
 
+def append_bytes(path: epath.PathLike, data: bytes) -> None:
+  """Appends to a file. A file in an object store, which cannot grow, is written again."""
+  path, mode = epath.Path(path), 'ab'
+  if '://' in str(path):
+    data, mode = (path.read_bytes() if path.exists() else b'') + data, 'wb'
+  with path.open(mode) as file:
+    file.write(data)
+
+
 def write_bytes(path: epath.PathLike, data: bytes) -> None:
   """Writes a file as `open_atomic`.
 

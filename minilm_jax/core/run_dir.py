@@ -74,8 +74,7 @@ _MAX_LINE_BYTES = 1 << 24  # log lines of this package have a few KB
 def append_line(path: epath.PathLike, record: dict[str, Any]) -> None:
   """Appends one JSON line; only process 0 writes."""
   if distributed.is_primary():
-    with epath.Path(path).open('a') as file:
-      file.write(files.format_json_line(record))
+    files.append_bytes(path, files.format_json_line(record).encode())
 
 
 def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:

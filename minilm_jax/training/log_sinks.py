@@ -129,8 +129,8 @@ class EventFiles:
       OSError: A file could not be written.
     """
     for line in lines:
-      with self._files[line['member'] if 'member' in line else 0].open('ab') as file:
-        file.write(self._encode([line]))
+      member = line['member'] if 'member' in line else 0
+      files.append_bytes(self._files[member], self._encode([line]))
 
   def _encode(self, lines: Lines) -> bytes:
     """Returns the finite scalars of each line as records, with tags such as `train/loss`."""

@@ -1,5 +1,6 @@
 """Files: bounded reads, and paths of manifests that stay inside their folder."""
 
+import contextlib
 import gzip
 import io
 import json
@@ -184,3 +185,40 @@ def test_an_owner_without_a_name_changes_nothing(tmp_path, monkeypatch):
   assert files.read_status(path) == files.FileStatus(5, 1_000_000_000)
   with pytest.raises(FileNotFoundError):
     files.read_status(tmp_path / 'missing')
+
+
+def test_a_file_in_an_object_store_grows(monkeypatch):
+  """Object stores replace a file that is opened to append."""
+
+  class Stored(os.PathLike):
+    content = b'first\n'
+
+    def __fspath__(self) -> str:
+      return str(self)
+
+    def __str__(self) -> str:
+      return 'gs://bucket/metrics.jsonl'
+
+    def exists(self) -> bool:
+      return True
+
+    def read_bytes(self) -> bytes:
+      return self.content
+
+    @contextlib.contextmanager
+    def open(self, mode: str):
+      stream = io.BytesIO()
+      yield stream
+      self.content = stream.getvalue()
+
+  stored = Stored()
+  monkeypatch.setattr(files.epath, 'Path', lambda path: path)
+  for line in (b'second\n', b'third\n'):
+    files.append_bytes(stored, line)
+  assert stored.content == b'first\nsecond\nthird\n'
+
+
+def test_a_local_file_grows(tmp_path):
+  for line in (b'first\n', b'second\n'):
+    files.append_bytes(tmp_path / 'log', line)
+  assert (tmp_path / 'log').read_bytes() == b'first\nsecond\n'
