@@ -13,6 +13,7 @@ import functools
 import hashlib
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -63,7 +64,8 @@ def map_in_order(
     pending: collections.deque[futures.Future[_T]] = collections.deque()
     try:
       for batch in batches:
-        pending.append(pool.submit(_call_worker, batch))
+        with _hide_script():
+          pending.append(pool.submit(_call_worker, batch))
         if len(pending) > 2 * workers:
           yield pending.popleft().result()
       while pending:
@@ -76,6 +78,23 @@ def map_in_order(
       ) from None
     finally:
       pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _hide_script() -> Iterator[None]:
+  """Keeps new worker processes from executing the script of the user, which they do not need.
+
+  Without a test of `__name__`, the script would start again in each worker.
+  """
+  script = sys.modules['__main__']
+  path, spec = vars(script).pop('__file__', None), getattr(script, '__spec__', None)
+  script.__spec__ = None
+  try:
+    yield
+  finally:
+    script.__spec__ = spec
+    if path is not None:
+      script.__file__ = path
 
 
 def _initialize_worker(function: Callable[[list[str]], Any]) -> None:

@@ -196,3 +196,21 @@ def test_buckets_in_any_order_find_the_repetitions_of_one_process(factor: int):
     deduplicator = filtering.Deduplicator()
     expected = [deduplicator.first_seen(digests).tolist() for digests in shards]
     assert [mask.tolist() for mask in is_first] == expected
+
+
+def test_workers_do_not_execute_the_script_of_the_user(tmp_path):
+  """A script without a test of `__name__` would otherwise start again in each worker."""
+  script = tmp_path / 'script.py'
+  script.write_text(
+    'import pathlib, sys\n'
+    'from minilm_jax.data import filtering\n'
+    f'with open({str(tmp_path / "starts")!r}, "a") as file:\n'
+    '  file.write("started ")\n'
+    'print(list(filtering.map_in_order(len, iter([["a"], ["b", "c"]]), 2)), __file__)\n'
+  )
+  environment = os.environ | {'PYTHONPATH': os.getcwd()}
+  result = subprocess.run(
+    [sys.executable, script], capture_output=True, text=True, env=environment, check=False
+  )
+  assert result.stdout.split() == ['[1,', '2]', str(script)], result.stderr
+  assert (tmp_path / 'starts').read_text() == 'started '
