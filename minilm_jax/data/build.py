@@ -43,6 +43,11 @@ def build_corpus(config: CorpusConfig, workdir: epath.PathLike, beam: str = '') 
   # The number of workers does not change the corpus.
   settings = recipe.as_dict(dataclasses.replace(config, workers=0))
   if (workdir / run_dir.MANIFEST).exists():
+    if not (workdir / run_dir.CONFIG).exists():  # a copy without the file
+      manifest = files.read_object(
+        workdir / run_dir.MANIFEST, f'the corpus {workdir}', {'settings': {}}
+      )
+      files.write_json(workdir / run_dir.CONFIG, manifest['settings'])
     run_dir.open_run(workdir, settings)
     progress.log(f'{workdir} has the finished corpus of this recipe: nothing to do')
     _remove(workdir / _WORK_FOLDER)
@@ -246,8 +251,11 @@ def _log_summary(manifest: Mapping[str, Any], seconds: float) -> None:
     f'rows: {rows}',
   ]
   for row in (pieces, *pieces['sweep']):
-    ratio, score = row['word_split_ratio'], row['esms']
-    lines.append(f'tokenizer: {row["size"]:,} pieces, {ratio:.3f} pieces a word, ESMS {score:.3f}')
+    ratio, score = (
+      'unknown' if row[name] is None else f'{row[name]:.3f}'
+      for name in ('word_split_ratio', 'esms')
+    )
+    lines.append(f'tokenizer: {row["size"]:,} pieces, {ratio} pieces a word, ESMS {score}')
   speed = megabytes / max(filtered['processor_seconds'], 0.01)  # the resolution of os.times
   lines.append(f'filtering: {filtered["seconds"]:.1f} s, {speed:.1f} MB/s per core')
   memory = _measure_peak_memory(filtered['workers'])

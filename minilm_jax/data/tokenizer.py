@@ -259,15 +259,23 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
 def sample_evenly(texts: Iterable[str], share: float) -> Iterator[str]:
   """Yields an even sample with this share of the characters; all texts for a share of 1 or more.
 
+  If each text is longer than the sample, the sample is the start of the first text.
+
   >>> list(sample_evenly(['a', 'b', 'c', 'd'], 0.5))
   ['b', 'd']
+  >>> list(sample_evenly(['abcdefgh', 'ijklmnop'], 0.25))
+  ['abcd']
   """
   chars_read = chars_sampled = 0
+  first = ''
   for text in texts:
+    first = first or text
     chars_read += len(text)
     if chars_sampled + len(text) <= chars_read * share:
       chars_sampled += len(text)
       yield text
+  if first and not chars_sampled:
+    yield first[: int(chars_read * share)]
 
 
 def measure_word_split_ratio(tokenizer: Tokenizer, texts: Iterable[str]) -> float:

@@ -6,6 +6,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,6 +200,23 @@ def test_a_finished_corpus_is_not_changed(built, source):
   assert {path: path.stat().st_mtime_ns for path in built.iterdir()} == before
   with pytest.raises(InputError, match='tokenizer.size'):
     build.build_corpus(make_config(source, **{'tokenizer.size': 61}), built)
+
+
+def test_a_copy_without_a_recipe_keeps_that_of_its_manifest(built, source, tmp_path):
+  copy = shutil.copytree(built, tmp_path / 'copy')
+  recipe_file = copy / run_dir.CONFIG
+  recipe_file.unlink()
+  with pytest.raises(InputError, match='tokenizer.size'):
+    build.build_corpus(make_config(source, **{'tokenizer.size': 61}), copy)
+  build.build_corpus(make_config(source), copy)
+  assert json.loads(recipe_file.read_text())['tokenizer']['size'] == 60
+
+
+def test_documents_above_the_sample_of_the_ratio_are_measured(source, tmp_path, monkeypatch):
+  monkeypatch.setattr(build, '_MAX_SPLIT_RATIO_BYTES', 20)
+  folder = build.build_corpus(make_config(source), tmp_path / 'corpus')
+  manifest = json.loads((pathlib.Path(folder) / run_dir.MANIFEST).read_text())
+  assert manifest['stages']['tokenizer']['word_split_ratio'] > 1
 
 
 KILLED_PROGRAM = """

@@ -260,3 +260,8 @@ def test_a_sample_is_even(share: float):
     size = sum(map(len, tokenizer.sample_evenly(texts, share)))
     assert abs(size - share * sum(map(len, texts))) <= max(map(len, TEXTS))
   assert all(list(tokenizer.sample_evenly(TEXTS, share)) == TEXTS for share in (1.0, 7.5))
+
+
+def test_a_sample_of_long_texts_is_the_start_of_the_first():
+  assert list(tokenizer.sample_evenly(['abcdefghij'] * 2, 0.2)) == ['abcd']
+  assert list(tokenizer.sample_evenly(['', 'abcdefghij'], 0.2)) == ['', 'ab']
