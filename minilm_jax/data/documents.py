@@ -94,7 +94,9 @@ def _match_sources(pattern: str, data_dir: str) -> list[Source]:
     return [Source(f'microworld:{count}', count, 'microworld')]
   pattern = paths.expand_home(pattern)
   path, at, unit = pattern.rpartition('@')
-  if not at or '/' in unit or epath.Path(pattern).exists():
+  # A name of a file may contain the letter too, as in `text/*@home.txt`.
+  is_name = '/' in unit or '.' in unit or paths.is_pattern(unit)
+  if not at or is_name or epath.Path(pattern).exists():
     path, unit = pattern, ''
   elif unit not in UNITS:
     raise InputError(pattern, f'no unit {unit!r}', suggest_name(unit, UNITS))
@@ -253,14 +255,18 @@ def _join_lines(
 
 
 def _join_paragraphs_or_lines(lines: Iterator[str], name: str, max_chars: int) -> Iterator[str]:
-  """Yields paragraphs, or lines if no line is empty; buffers at most `max_chars` characters."""
+  """Yields paragraphs, or lines if no line before the last text is empty.
+
+  Buffers at most `max_chars` characters.
+  """
   head, size = [], 0
   for line in lines:
     head.append(line)
-    size += len(line) + 1
-    if not line.strip():
-      yield from _join_lines(itertools.chain(head, lines), name, max_chars)
-      return
+    if line.strip():
+      size += len(line) + 1
+      if any(not earlier.strip() for earlier in head[-2:-1]):
+        yield from _join_lines(itertools.chain(head, lines), name, max_chars)
+        return
     if size > max_chars + 1:
       break
   yield from head
