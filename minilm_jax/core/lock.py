@@ -3,7 +3,7 @@
 The file `.lock` in the directory identifies the process that holds the lock, the holder. Its
 modification time is the heartbeat of the holder. Other processes are refused unless the holder is
 dead. A holder on this host is dead if it has ended, or if its PID belongs to a later process. A
-holder on another host is dead if it has missed its heartbeats. Locks of the operating system are
+holder on another host or in another container is dead if it has missed its heartbeats. Locks of the operating system are
 not used, because they do not work on every network file system.
 
 Locks are not re-entrant: a second attempt by the same process fails too. A lock covers one
@@ -45,6 +45,8 @@ class _Holder:
 
   Attributes:
     started: start of the process in clock ticks, which distinguishes processes with equal PID.
+    namespace: namespace of the PID, which differs between containers on one host; None without
+      /proc.
   """
 
   host: str
@@ -52,10 +54,18 @@ class _Holder:
   id: str
   since: float | None = None
   started: int | None = None
+  namespace: int | None = None
 
 
 _FIELDS = {field.name for field in dataclasses.fields(_Holder)}
-_SCHEMA = {'host': TEXT, 'process': COUNT, 'id': TEXT, 'since?': NUMBER, 'started?': MAYBE}
+_SCHEMA = {
+  'host': TEXT,
+  'process': COUNT,
+  'id': TEXT,
+  'since?': NUMBER,
+  'started?': MAYBE,
+  'namespace?': MAYBE,
+}
 
 
 @contextlib.contextmanager
@@ -76,7 +86,12 @@ def hold_lock(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
   new_folders = _list_missing_folders(folder)
   files.make_folder(folder, f'a run in {folder}')
   holder = _Holder(
-    socket.gethostname(), os.getpid(), uuid.uuid4().hex, time.time(), _read_start(os.getpid())
+    socket.gethostname(),
+    os.getpid(),
+    uuid.uuid4().hex,
+    time.time(),
+    _read_start(os.getpid()),
+    _read_namespace(),
   )
   _acquire(path, holder)
   heartbeat = threading.Thread(target=_beat, args=(path, holder, is_over, errors), daemon=True)
@@ -125,6 +140,14 @@ def _read_start(process: int) -> int | None:
     stat = pathlib.Path(f'/proc/{process}/stat').read_bytes()
     return int(stat.rpartition(b')')[2].split()[19])  # field 22; field 2 is a name in parentheses
   except (OSError, ValueError, IndexError):
+    return None
+
+
+def _read_namespace() -> int | None:
+  """Returns the number of the PID namespace of this process, or None without /proc."""
+  try:
+    return os.stat('/proc/self/ns/pid').st_ino
+  except OSError:
     return None
 
 
@@ -237,11 +260,13 @@ def _read(path: epath.Path) -> _Holder | None:
 
 
 def _is_dead(path: epath.Path, holder: _Holder | None) -> bool:
-  """Returns whether the holder has ended, or has missed its heartbeats on another host.
+  """Returns whether the holder has ended, or has missed its heartbeats out of reach of this process.
 
   A process that runs on this host counts as alive without heartbeats, because it can be suspended.
   """
-  if holder and holder.host == socket.gethostname():
+  is_local = holder and holder.host == socket.gethostname()
+  # A lock of an earlier version has no namespace.
+  if holder and is_local and holder.namespace in (None, _read_namespace()):
     try:
       os.kill(holder.process, 0)
     except ProcessLookupError:

@@ -76,6 +76,19 @@ def test_a_lock_of_another_host_is_valid_until_it_is_stale(tmp_path):
     assert json.loads(path.read_text())['host'] == socket.gethostname()
 
 
+def test_a_lock_of_another_container_is_valid_until_it_is_stale(tmp_path):
+  """Containers on one host have equal host names and PIDs of their own."""
+  content = {'host': socket.gethostname(), 'process': 2**22 + 1, 'id': 'x', 'namespace': 1}
+  path = tmp_path / lock.LOCK_FILE
+  path.write_text(json.dumps(content))
+  with pytest.raises(lock.LockedError), lock.hold_lock(tmp_path):
+    pass
+  stale = time.time() - 2 * lock.STALE_SECONDS
+  os.utime(path, (stale, stale))
+  with lock.hold_lock(tmp_path):
+    assert json.loads(path.read_text())['namespace'] == os.stat('/proc/self/ns/pid').st_ino
+
+
 def test_an_empty_lock_is_valid(tmp_path):
   (tmp_path / lock.LOCK_FILE).touch()
   check_refused(tmp_path)
