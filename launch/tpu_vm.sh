@@ -9,7 +9,8 @@
 #     fetch FROM TO      copies a folder from worker 0; gs:// folders need no TPU (gcloud storage cp -r FROM TO)
 #     stop               sends SIGTERM to the run, which saves a checkpoint; the same start continues
 #     delete             deletes the slice
-#     keep COMMAND ...   creates a spot slice, installs, starts, repeats after each preemption, and deletes at the end
+#     keep COMMAND ...   creates a spot slice, installs, starts, repeats after each preemption, and deletes the slice when
+#                        the command ends or fails, or ten minutes after stop
 #   --type=v5litepod-8  --runtime=v2-alpha-tpuv5-lite  --project=P  --spot  --worker=0
 # --dry_run prints the quoted commands without running them.
 set -euo pipefail
@@ -99,20 +100,31 @@ start() {
 }
 
 keep() {
-  local now
+  local now status=0 polls
   while true; do
     create
     install
     start "$@"
     [[ $dry_run ]] && break
+    polls=0
     while now=$(state) && [[ $now == ACTIVE ]]; do
-      if [[ $(run_on 0 "cat $folder/$status_file 2>/dev/null || echo running") == 0 ]]; then break 2; fi
+      status=$(run_on 0 "cat $folder/$status_file 2>/dev/null || echo running") || status=running
+      case $status in
+        running) ;;
+        # A preemption sends SIGTERM to the run before the slice becomes inactive.
+        143) if ((++polls == 10)); then break 2; fi ;;
+        *) break 2 ;;
+      esac
       sleep 60
     done
     echo "the slice is ${now:-gone}: requesting another slice; the run continues from its last checkpoint"
     delete
   done
   delete
+  if [[ $status != 0 ]]; then
+    refuse "keep ${*}" "the command ended with status $status" \
+      "read its output on gs://, then repeat keep: the run continues from its last checkpoint"
+  fi
 }
 
 delete() {

@@ -134,6 +134,24 @@ if [[ $* == *minilm.status* && $* == *cat* ]]; then echo 0; fi""",
   assert 'SUSPENDED' in result.stdout
 
 
+@pytest.mark.parametrize('status, polls', [(2, 1), (143, 10)])
+def test_the_slice_of_a_command_that_failed_is_deleted(
+  fake_program, tmp_path: pathlib.Path, status: int, polls: int
+):
+  fake_program('sleep')
+  record = fake_program(
+    'gcloud',
+    f"""
+if [[ $* == *describe* ]]; then echo ACTIVE; fi
+if [[ $* == *minilm.status* && $* == *cat* ]]; then echo {status}; fi""",
+  )
+  result = launch(tmp_path, *TPU, '--spot', 'keep', *COMMAND)
+  assert_refused(result, f'status {status}')
+  lines = [' '.join(call) for call in read_calls(record)]
+  assert sum('cat minilm_jax/minilm.status' in line for line in lines) == polls
+  assert sum('queued-resources delete' in line for line in lines) == 1
+
+
 def test_a_dry_run_only_prints_commands(fake_program, tmp_path: pathlib.Path):
   record = fake_program('gcloud')
   result = launch(tmp_path, 'tpu_vm.sh', '--dry_run', *TPU[1:], 'keep', *COMMAND)
@@ -177,7 +195,11 @@ def test_a_zone_without_capacity_and_a_used_name_are_refused(fake_program, tmp_p
 def test_an_array_of_slurm_shares_a_sweep(fake_program, tmp_path: pathlib.Path):
   record, sweep = fake_program('srun'), ('sweep', '--workdir=a b')
   array = {'SLURM_ARRAY_JOB_ID': '9', 'SLURM_JOB_ID': '12'}
-  array |= {'SLURM_ARRAY_TASK_MIN': '3', 'SLURM_ARRAY_TASK_COUNT': '4'}
+  array |= {
+    'SLURM_ARRAY_TASK_MIN': '3',
+    'SLURM_ARRAY_TASK_MAX': '6',
+    'SLURM_ARRAY_TASK_COUNT': '4',
+  }
   for number in ('3', '6'):
     result = launch(tmp_path, 'slurm.sbatch', *sweep, SLURM_ARRAY_TASK_ID=number, **array)
     assert result.returncode == 0, result.stderr
@@ -185,6 +207,21 @@ def test_an_array_of_slurm_shares_a_sweep(fake_program, tmp_path: pathlib.Path):
     [*sweep, '--shard=1/4'],
     [*sweep, '--shard=4/4'],
   ]
+
+
+@pytest.mark.parametrize('tasks', ['3', '3,7'])
+def test_a_part_of_an_array_has_no_share_of_a_sweep(tmp_path: pathlib.Path, tasks: str):
+  numbers = tasks.split(',')
+  result = launch(
+    tmp_path,
+    'slurm.sbatch',
+    *('--dry_run', 'sweep', '--workdir=x'),
+    SLURM_ARRAY_TASK_ID='3',
+    SLURM_ARRAY_TASK_MIN=numbers[0],
+    SLURM_ARRAY_TASK_MAX=numbers[-1],
+    SLURM_ARRAY_TASK_COUNT=str(len(numbers)),
+  )
+  assert_refused(result, f'{len(numbers)} tasks from 3')
 
 
 def test_nodes_of_slurm_share_a_run(fake_program, tmp_path: pathlib.Path):
