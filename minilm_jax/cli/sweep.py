@@ -151,7 +151,7 @@ def _measure_word_bits(model: epath.Path) -> float | None:
   """
   path = old_names.find_file(model / run_dir.BITS_PER_WORD)
   if not path.exists():
-    folder = files.read_json(model / run_dir.MANIFEST, f'the manifest of {model}')['corpus_folder']
+    folder = run_dir.read_corpus_hashes(model)['corpus_folder']
     if not corpus.read_manifest(folder)['splits']['validation']['rows']:
       return None
     files.write_json(path, evaluate.evaluate_loss(model, '', 'validation', with_loss=False))

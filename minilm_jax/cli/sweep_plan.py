@@ -17,7 +17,8 @@ from minilm_jax.cli import show
 from minilm_jax.core import files, progress, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.model.flops import flops_per_row
+from minilm_jax.data import corpus
+from minilm_jax.model.flops import actual_flops, flops_per_row
 
 PointConfigs = Mapping[str, RunConfig]
 _SHARD = re.compile(r'(\d+)/(\d+)')
@@ -109,14 +110,22 @@ def apply_budget(configs: PointConfigs, budget: Budget) -> PointConfigs:
     return configs
 
   def count_steps(config: RunConfig) -> int:
-    row_flops = flops_per_row(config.model, config.largest_mask)['actual']
-    rows = budget.tokens / config.model.max_length or budget.flops / row_flops
+    length = _read_row_length(config)
+    row_flops = actual_flops(config.model, config.largest_mask, length)
+    rows = budget.tokens / length or budget.flops / row_flops
     return math.ceil(rows / config.batch_size)
 
   return {
     name: dataclasses.replace(config, num_steps=count_steps(config))
     for name, config in configs.items()
   }
+
+
+def _read_row_length(config: RunConfig) -> int:
+  """Returns the tokens of a row: those of the corpus or, before it is built, of the model."""
+  if not (epath.Path(config.corpus) / run_dir.MANIFEST).exists():
+    return config.model.max_length
+  return min(config.model.max_length, corpus.read_manifest(config.corpus)['length'])
 
 
 def apply_seconds(

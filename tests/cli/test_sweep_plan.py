@@ -73,6 +73,23 @@ def test_a_budget_is_rounded_up_to_an_update():
   assert sweep_plan.apply_budget(GRID, sweep_plan.NO_BUDGET) == GRID
 
 
+def test_a_budget_counts_the_tokens_of_the_rows_of_the_corpus(tiny_corpus):
+  """The rows of the corpus have 64 tokens, half of the length of the models."""
+  grid = {
+    name: dataclasses.replace(config, corpus=str(tiny_corpus)) for name, config in GRID.items()
+  }
+  for name, config in sweep_plan.apply_budget(grid, sweep_plan.Budget(tokens=1e6)).items():
+    assert config.model.max_length == 128
+    assert config.num_steps == math.ceil(1e6 / (64 * config.batch_size)), name
+  flops_of_rows = {
+    name: config.num_steps * config.batch_size
+    for name, config in sweep_plan.apply_budget(grid, sweep_plan.Budget(flops=1e13)).items()
+  }
+  for name, rows in flops_of_rows.items():
+    row_flops = flops.actual_flops(grid[name].model, grid[name].mask, 64)
+    assert 0 <= rows * row_flops - 1e13 < grid[name].batch_size * row_flops
+
+
 def test_a_budget_of_seconds_keeps_the_steps_of_started_points(tmp_path):
   step_seconds = {name: 0.5 + number for number, name in enumerate(GRID)}
   run_dir.open_run(tmp_path / NAMES[1], {'num_steps': 17})
