@@ -246,9 +246,9 @@ def parse_arguments(
         'give arguments in UTF-8, and set PYTHONUTF8=1 in a locale without UTF-8',
       )
   paths, words = _split_recipes(arguments) if command.kinds else ([], list(arguments))
-  alternative = f'--{command.alternative_flag}'
+  alternatives = tuple(f'{dashes}{command.alternative_flag}' for dashes in ('-', '--'))
   if not command.kinds or (
-    command.alternative_flag and not paths and any(word.startswith(alternative) for word in words)
+    command.alternative_flag and not paths and any(word.startswith(alternatives) for word in words)
   ):
     values, free_words, _ = _parse_words(name, command, words, {})
     return None, values, free_words

@@ -59,6 +59,17 @@ def _run_safely(name: str, words: Sequence[str]) -> int:
       )
     )
     return distributed.exit_now(_INPUT_ERROR_STATUS)
+  except ImportError as error:
+    if 'gcsfs' not in str(error):
+      raise
+    _print_error(
+      InputError(
+        f'minilm {name} with a gs:// path',
+        'gcsfs is not installed',
+        "run pip install 'minilm_jax[gcs]'",
+      )
+    )
+    return distributed.exit_now(_INPUT_ERROR_STATUS)
   except KeyboardInterrupt as error:
     interrupt = (
       error if isinstance(error, signals.Interrupted) else signals.Interrupted(signal.SIGINT)

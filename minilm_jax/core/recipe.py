@@ -142,7 +142,7 @@ def expand_names(path: str, argument: str) -> list[str]:
       raise InputError(
         f'--config={path}:all',
         f'no table RUNS in {path}',
-        'give one recipe: --config=FILE[:argument]',
+        'give names as in --config=FILE:NAME,NAME, add the table, or run minilm pretrain',
       )
     return runs
   words = filter(None, map(str.strip, argument.split(',')))

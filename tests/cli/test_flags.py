@@ -64,6 +64,12 @@ def test_a_comma_in_the_name_of_a_source_does_not_split_it(tmp_path: pathlib.Pat
     assert config.documents.sources == sources
 
 
+@pytest.mark.parametrize('dashes', ['-', '--'])
+def test_a_checkpoint_replaces_a_recipe(dashes: str):
+  config, values, _ = parse('show', [f'{dashes}checkpoint=runs/tiny'])
+  assert config is None and values.checkpoint == 'runs/tiny'
+
+
 def test_a_repeated_flag_of_paths_adds_to_the_list(tmp_path: pathlib.Path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for name in ('a.txt', 'b, c.txt', 'd.txt'):

@@ -1,6 +1,7 @@
 """The command line: invalid input ends with an error in three parts, status 2 and no files."""
 
 import dataclasses
+import importlib.util
 import json
 import os
 import pathlib
@@ -158,6 +159,17 @@ def call_main(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[int,
   capsys.readouterr()
   status = main.main(arguments)
   return status, *capsys.readouterr()
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec('gcsfs') is not None, reason='gcsfs, of the extra [gcs], is installed'
+)
+@pytest.mark.parametrize(
+  'arguments', [['watch', 'gs://bucket/run'], ['show', '--checkpoint=gs://bucket/run']]
+)
+def test_a_bucket_without_its_library_is_refused(arguments: list[str], capsys):
+  status, _, err = call_main(arguments, capsys)
+  assert status == 2 and 'minilm_jax[gcs]' in err
 
 
 @pytest.fixture
