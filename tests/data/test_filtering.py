@@ -82,11 +82,18 @@ def is_alive(pid: int) -> bool:
     return False
 
 
+# Workers import the function, because they do not execute the program.
+WORK = """
+import os
+def work(batch):
+  if batch[0] == 'die':
+    os._exit(1)
+  return os.getpid()
+"""
 ENDLESS_PROGRAM = """
 import os, time
 from minilm_jax.data import filtering
-def work(batch):
-  return os.getpid()
+from work import work
 def batches():
   for _ in range(50):
     yield ['text']
@@ -100,6 +107,7 @@ if __name__ == '__main__':
 @pytest.mark.skipif(not os.path.isdir('/proc/self'), reason='looks for processes in /proc')
 def test_workers_end_with_a_killed_parent(tmp_path):
   program = tmp_path / 'program.py'
+  (tmp_path / 'work.py').write_text(WORK)
   program.write_text(ENDLESS_PROGRAM)
   with subprocess.Popen(
     [sys.executable, str(program)], stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
@@ -119,10 +127,7 @@ import os, signal, sys, threading, time
 from minilm_jax.core import signals
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import filtering
-def work(batch):
-  if batch[0] == 'die':
-    os._exit(1)
-  return os.getpid()
+from work import work
 if __name__ == '__main__':
   try:
     with signals.raise_on_signals():
@@ -146,6 +151,7 @@ def test_a_signal_or_a_killed_worker_ends_the_pool(
 ):
   """No worker remains, and the only output is the error."""
   program = tmp_path / 'program.py'
+  (tmp_path / 'work.py').write_text(WORK)
   program.write_text(ENDING_PROGRAM)
   done = subprocess.run(
     [sys.executable, str(program), *texts],
