@@ -114,6 +114,16 @@ def share_programs() -> Iterator[None]:
     yield
 
 
+@pytest.fixture(scope='module')
+def few_microworld_examples() -> Iterator[None]:
+  """Gives each task of the microworld a tenth of its examples."""
+  from minilm_jax.tasks import loading
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loading, 'MICROWORLD_SIZES', {'train': 400, 'validation': 100, 'test': 100})
+    yield
+
+
 @pytest.fixture(scope='session')
 def transformers() -> Any:
   """Returns the library on one thread; skips the test without PyTorch or the library."""

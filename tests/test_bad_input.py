@@ -41,6 +41,7 @@ FIXTURES = {
   )
   for part in parts.split()
 }
+pytestmark = pytest.mark.usefixtures('few_microworld_examples')
 _HOSTILE_STRIDE = 4  # one of this many hostile examples is tried; --all tries all
 
 

@@ -26,6 +26,7 @@ from tests.run_files import edit_json
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STARTS = [8, None]
+pytestmark = pytest.mark.usefixtures('few_microworld_examples')
 
 
 def make_config(**changes: Any):

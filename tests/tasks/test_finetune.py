@@ -22,6 +22,7 @@ from tests import tiny_config
 from tests.fake_runs import write_examples
 from tests.run_files import edit_json, read_log
 
+pytestmark = pytest.mark.usefixtures('few_microworld_examples')
 TASK = 'microworld/sentiment'
 STARTS = [4, 8, None]
 # Short rows compile faster.
@@ -89,7 +90,7 @@ def test_score_lines_describe_each_member(finished: Path):
     'task': TASK,
     'metric': 'accuracy',
     'split': 'validation',
-    'examples': 1000,
+    'examples': 100,
     'train_examples': 36,
     'held_out': 12,
     'checkpoint': 'tiny',
