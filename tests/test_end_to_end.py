@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -57,11 +58,28 @@ def test_the_tiny_recipe_beats_the_plateau(tmp_path: pathlib.Path, monkeypatch, 
   assert steps == [100, 200, 300, 400, 500, 600]
 
 
+# The tiny recipe with a fifth of its documents.
+RECIPE = """
+from configs import tiny
+
+def get_config(part='pretrain'):
+  config = tiny.get_config(part)
+  if part == 'corpus':
+    config.documents.sources, config.workers = 'microworld:800', 1
+  else:
+    config.corpus = f'{__file__}:corpus'
+  return config
+"""
+
+
+@pytest.mark.usefixtures('few_microworld_examples')
 def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys):
+  """Standard output contains JSON or a table alone."""
   monkeypatch.chdir(ROOT)
-  runs = tmp_path / 'runs'
+  recipe, runs = tmp_path / 'small.py', tmp_path / 'runs'
+  recipe.write_text(RECIPE)
   tiny = runs / 'tiny'
-  pretrain = ['pretrain', '--config=configs/tiny.py', f'--workdir={tiny}', *SMALL]
+  pretrain = ['pretrain', f'--config={recipe}', f'--workdir={tiny}', *SMALL]
   result = json.loads(minilm(capsys, *pretrain))
   assert result['updates'] == 8 and result['test_loss'] > 0
   logged = list(run_dir.read_lines(tiny / 'metrics.jsonl'))
@@ -85,9 +103,13 @@ def test_text_to_table(tmp_path: pathlib.Path, monkeypatch, capsys):
   assert read_files(tiny) == old_files
 
   evaluate = ['evaluate', f'--checkpoint={tiny}', '--split=validation']
-  assert minilm(capsys, *evaluate) == minilm(capsys, *evaluate)
-  fill = ['fill-mask', f'--checkpoint={tiny}', '--text=the dog <mask> a bone .']
-  assert minilm(capsys, *fill) == minilm(capsys, *fill)
+  evaluated = minilm(capsys, *evaluate)
+  assert minilm(capsys, *evaluate) == evaluated and json.loads(evaluated)['split'] == 'validation'
+  fill = ['fill-mask', f'--checkpoint={tiny}', '--text=the dog <mask> a bone .', '--best=2']
+  filled = minilm(capsys, *fill)
+  assert minilm(capsys, *fill) == filled and re.fullmatch(r'(1  0\.\d{4}  \S+\n){2}', filled)
+  guesses = json.loads(minilm(capsys, *fill, '--json'))['guesses']
+  assert [guess['hole'] for guess in guesses] == [1, 1]
 
   finetune = [
     'finetune',

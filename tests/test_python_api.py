@@ -7,19 +7,24 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.core.recipe import load
 
 
+@pytest.mark.usefixtures('few_microworld_examples')
 def test_the_functions_run_every_stage(tmp_path, caplog):
   corpus = minilm_jax.build_corpus(
-    'configs/microworld.py:corpus', tmp_path / 'corpus', {'documents.sources': 'microworld:1500'}
+    'configs/microworld.py:corpus',
+    tmp_path / 'corpus',
+    {'documents.sources': 'microworld:300', 'workers': 1},
   )
   run = tmp_path / 'pretrain'
   changes = {'corpus': str(corpus), 'eval.every': 4, 'log.every': 4, 'mesh.data': 1}
+  sizes = {'embedding_size': 16, 'hidden_size': 16, 'intermediate_size': 16, 'num_layers': 1}
+  changes |= {f'model.{name}': size for name, size in sizes.items()}
   result = minilm_jax.pretrain('configs/microworld.py', run, changes | {'num_steps': 4})
   assert result['updates'] == 4
   lines = minilm_jax.finetune(
     'configs/microworld.py:finetune',
     run,
     tmp_path / 'task',
-    {'seeds': '0', 'epochs': 1, 'task.max_train_examples': 32},
+    {'seeds': '0', 'epochs': 1, 'task.max_train_examples': 32, 'task.eval_per_label': 20},
     with_scratch=True,
   )
   assert {line['pretrained'] for line in lines} == {True, False}
@@ -34,13 +39,13 @@ def test_the_functions_run_every_stage(tmp_path, caplog):
   assert continued['origin'] == f'{run}@4' and continued['updates'] == 2
   page = minilm_jax.report([run, tmp_path / 'task'], tmp_path / 'report')['report.html']
   assert page.exists()
-  assert minilm_jax.load(run).encode(['the dog sleeps .']).shape == (1, 64)
+  assert minilm_jax.load(run).encode(['the dog sleeps .']).shape == (1, 16)
   assert not [record for record in caplog.records if record.name == 'absl']  # of Orbax
 
 
 def test_a_recipe_can_be_a_config_dict(tmp_path):
   recipe = load('configs/microworld.py:corpus')
-  recipe.documents.sources = 'microworld:1500'
+  recipe.documents.sources, recipe.workers = 'microworld:300', 1
   folder = minilm_jax.build_corpus(recipe, tmp_path / 'corpus')
   assert (folder / 'manifest.json').exists()
 

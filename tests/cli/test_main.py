@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.util
-import json
 import os
 import pathlib
 import re
@@ -492,13 +491,3 @@ def test_a_signal_ends_other_commands_with_its_status(
   finally:
     for name, handler in zip(signals.SIGNALS, handlers, strict=True):
       signal.signal(name, handler)
-
-
-def test_standard_output_contains_json_only(tiny_run: pathlib.Path, capsys):
-  status, out, _ = call_main(['evaluate', f'--checkpoint={tiny_run}', '--split=test'], capsys)
-  assert status == 0 and json.loads(out)['split'] == 'test'
-  guess = ['fill-mask', '--checkpoint', str(tiny_run), '--text=the <mask> .', '--best=2']
-  status, out, _ = call_main([*guess, '--json'], capsys)
-  assert status == 0 and [guess['hole'] for guess in json.loads(out)['guesses']] == [1, 1]
-  status, out, _ = call_main(guess, capsys)
-  assert status == 0 and re.fullmatch(r'(1  0\.\d{4}  \S+\n){2}', out)
