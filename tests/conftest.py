@@ -6,7 +6,6 @@ error.
 """
 
 import fcntl
-import functools
 import os
 import pathlib
 import shutil
@@ -105,11 +104,12 @@ def without_compilation_cache() -> Iterator[None]:
 
 @pytest.fixture(scope='module')
 def share_programs() -> Iterator[None]:
-  """Lets pre-training runs of one recipe share their compiled programs."""
-  from minilm_jax.training import pretrain, program, run
+  """Lets pre-training runs of one program share what is compiled."""
+  from minilm_jax.training import pretrain, run
+  from tests.shared_programs import cache_programs
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run, 'build_program', functools.cache(program.build_program))
+    patch.setattr(run, 'build_program', cache_programs())
     patch.setattr(pretrain, 'compile_chunk', lambda config, program, rows: program.chunk)
     yield
 
