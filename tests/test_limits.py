@@ -4,6 +4,7 @@ Tracing runs the Python code of a step without memory for its arrays; two sets o
 """
 
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -54,38 +55,59 @@ def list_numbers(config: Any) -> dict[str, type]:
   return {name: type(value) for name, value in fields.items() if type(value) in LIMITS}
 
 
-def trace_step(config: Any, length: int) -> None:
+def trace_step(config: Any) -> None:
   """Traces a step, without memory for its arrays."""
-  programs = program.build_program(config)
+  programs, length = program.build_program(config), max(64, config.model.max_length)
   rows = Corpus(jax.ShapeDtypeStruct((64, length), 'uint16'), 512, 'hash')
   jax.eval_shape(programs.chunk, programs.shapes, rows, jax.ShapeDtypeStruct((), 'int32'))
 
 
-def check_together(changes: dict[str, Any], corpus: pathlib.Path) -> int:
+def halve(changes: dict[str, Any]) -> list[dict[str, Any]]:
+  """Returns both halves, or nothing for a single limit."""
+  items, middle = list(changes.items()), len(changes) // 2
+  return [dict(items[:middle]), dict(items[middle:])] if middle else []
+
+
+def is_refused(changes: dict[str, Any], corpus: pathlib.Path, check: Callable[..., None]) -> bool:
+  """Returns whether the check of a recipe with these limits raises an error in three parts."""
+  try:
+    check(make_run_config(corpus, **TINY | changes))
+  except InputError as error:
+    assert error.asked and error.found and error.remedy, changes
+    return True
+  return False
+
+
+def split_built(changes: dict[str, Any], corpus: pathlib.Path) -> list[dict[str, Any]]:
+  """Returns the limits in groups that have programs, without limits that are refused alone."""
+  if is_refused(changes, corpus, program.build_program):
+    return [group for half in halve(changes) for group in split_built(half, corpus)]
+  return [changes]
+
+
+def count_traced(changes: dict[str, Any], corpus: pathlib.Path) -> int:
   """Traces a step with these limits, or with each half of them after a refusal.
 
   Returns:
     The number of limits that have a step.
   """
-  config = make_run_config(corpus, **TINY | changes)
-  try:
-    trace_step(config, max(64, config.model.max_length))
-  except InputError as error:
-    assert error.asked and error.found and error.remedy, changes
-    items = list(changes.items())
-    halves = [dict(items[: len(items) // 2]), dict(items[len(items) // 2 :])]
-    return sum(check_together(half, corpus) for half in halves if len(items) > 1)
+  if is_refused(changes, corpus, trace_step):
+    return sum(count_traced(half, corpus) for half in halve(changes))
   return len(changes)
+
+
+def check_together(changes: dict[str, Any], corpus: pathlib.Path) -> int:
+  """Returns the number of limits that have a step, traced together if they fit each other."""
+  groups = split_built(changes, corpus)
+  union = {name: limit for group in groups for name, limit in group.items()}
+  if not is_refused(union, corpus, trace_step):
+    return len(union)
+  return sum(count_traced(group, corpus) for group in groups)
 
 
 def is_accepted(changes: dict[str, Any], corpus: pathlib.Path) -> bool:
   """Returns whether a recipe with these limits is not refused."""
-  try:
-    make_run_config(corpus, **TINY | changes)
-  except InputError as error:
-    assert error.asked and error.found and error.remedy, changes
-    return False
-  return True
+  return not is_refused(changes, corpus, lambda config: None)
 
 
 def test_a_limit_is_refused_or_has_a_step(tiny_corpus: pathlib.Path):
