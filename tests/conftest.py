@@ -58,6 +58,11 @@ LONG_FILES = (
   'test_examples.py',
   'test_python_api.py',
   'test_quickstart.py',
+  'test_program.py',
+  'test_pretrained.py',
+  'test_encoder.py',
+  'test_finetune.py',
+  'test_train_step.py',
 )
 
 
