@@ -545,8 +545,9 @@ def test_topics_of_the_data_folder_have_known_counts(data: pathlib.Path):
     TASK, name='dbpedia_14', folder=str(data / 'dbpedia_14_sample'), split='test'
   )
   pedia = dataclasses.replace(pedia, per_label=100, eval_per_label=100)
-  assert examples.complete_task(pedia).labels == tuple(map(str, range(14)))
-  assert count(pedia) == {'train': 1400, 'validation': 0, 'test': 1400}
+  task = examples.complete_task(pedia)
+  assert task.labels == tuple(map(str, range(14)))
+  assert examples.count_examples(task, pedia) == {'train': 1400, 'validation': 0, 'test': 1400}
   relations = dataclasses.replace(
     TASK,
     name='fewrel',
@@ -555,11 +556,12 @@ def test_topics_of_the_data_folder_have_known_counts(data: pathlib.Path):
     per_label=630,
     eval_per_label=70,
   )
-  train, test = read(relations), read(relations, 'test')
+  task = examples.complete_task(relations)
+  train, test = (examples.read_examples(task, relations, split) for split in ('train', 'test'))
   assert np.bincount(train.labels).tolist() == [630] * 16
   assert np.bincount(test.labels).tolist() == [70] * 16
   assert not set(train.first) & set(test.first)
-  examples.check_task(examples.complete_task(relations), train, test)
+  examples.check_task(task, train, test)
 
 
 def test_cola_of_the_data_folder_has_known_counts_and_no_test_labels(data: pathlib.Path):
