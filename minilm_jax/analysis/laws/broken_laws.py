@@ -329,8 +329,8 @@ def _make_profile(
     return np.log(total), np.stack(slopes, 1) / total[:, None]
 
   def compute_squares(value: float) -> float:
-    nonlocal start  # the next value is close
-    start, fitted = power_laws.minimize_residuals(
+    # Each search starts from the best fit: a start from the value before can stay in a corner.
+    _, fitted = power_laws.minimize_residuals(
       lambda c: evaluate(c, value), start, y, lower_bounds=lower_bounds, tolerance=1e-8
     )
     return float(np.sum((y - fitted) ** 2))

@@ -189,6 +189,19 @@ def test_noisy_data_has_wide_intervals_around_the_estimate():
   assert intervals['E'][0] == 0 and intervals['a'][1] > 3 * estimate['a']
 
 
+@pytest.mark.parametrize('points, noise', [(6, 0.02), (8, 0.05), (20, 0.05)])
+def test_intervals_of_few_runs_do_not_end_at_the_estimate(points: int, noise: float):
+  """The law has no offset, so that searches can end in a corner."""
+  hits = 0
+  for number in range(40):
+    compute, loss = draw_run_ends(lambda c: 48 * c**-0.08, noise, (1, number), points=points)
+    low, high = broken_laws.find_offset_power_intervals(compute, loss)['b']
+    estimate = power_laws.fit_offset_power(compute, loss).constants['b']
+    assert low < 0.9999 * estimate and 1.0001 * estimate < high, number
+    hits += low <= 0.08 <= high
+  assert hits >= 33
+
+
 def test_the_offset_of_a_power_law_may_be_zero():
   low, high = broken_laws.find_offset_power_intervals(*draw_run_ends(power_law, 0.02, 1))['E']
   assert low == 0 and high > 0
