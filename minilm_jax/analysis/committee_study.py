@@ -431,7 +431,7 @@ def _make_contestant(
   return _Contestant(
     first.folder,
     _list_costs(starts, share, size, measurements.compute_relative_latency(shape, size)),
-    {committee.seed: committee.values[size - 1] for committee in committees},
+    _average_by_seed([{committee.seed: committee.values[size - 1]} for committee in committees]),
   )
 
 

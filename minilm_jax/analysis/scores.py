@@ -417,8 +417,15 @@ def _average_groups(groups: Sequence[Group]) -> Group:
 
 def select_latest(rows: Sequence[Average]) -> list[Average]:
   """Returns the averages of the last step of each checkpoint."""
-  last = {(row.split, row.filtered, row.checkpoint): row.step for row in rows}
-  return [row for row in rows if row.step == last[row.split, row.filtered, row.checkpoint]]
+
+  def make_key(row: Average) -> tuple[str, bool, str]:
+    return row.split, row.filtered, row.checkpoint
+
+  last: dict[tuple[str, bool, str], int] = {}
+  for row in rows:
+    if row.step is not None:
+      last[make_key(row)] = max(row.step, last.get(make_key(row), row.step))
+  return [row for row in rows if row.step == last.get(make_key(row))]
 
 
 class ScoreKey(NamedTuple):

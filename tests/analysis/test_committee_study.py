@@ -1,5 +1,6 @@
 """Committees are matched with rivals of the most similar cost; scores are paired by seed."""
 
+import dataclasses
 import json
 import math
 
@@ -165,6 +166,16 @@ def test_the_deep_model_is_matched_with_the_committee_of_nearest_cost():
   # Paired differences are equal for all seeds.
   assert training.low == pytest.approx(0.03) and training.seeds == 3
   assert ('bert', LATENCY) not in matches  # without latencies
+
+
+def test_committees_of_several_folders_are_averaged_by_seed():
+  first = make_five_members()[0]
+  worse = dataclasses.replace(
+    first, folder='other', values=tuple(value - 0.1 for value in first.values)
+  )
+  match = find_matches([first, worse], [make_row('bert', (0.51, 0.52, 0.53))])['bert', TRAINING]
+  values = dict(zip(range(1, 6), first.values, strict=True))
+  assert match.committee == pytest.approx(values[match.members] - 0.05)
 
 
 def test_latencies_are_relative_to_the_deep_model_of_the_same_run():

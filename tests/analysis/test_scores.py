@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from minilm_jax.analysis.scores import Average, average_tasks, make_score_table
+from minilm_jax.analysis.scores import Average, average_tasks, make_score_table, select_latest
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks.metrics import choose_rates
 from tests.fake_runs import make_score_line
@@ -354,3 +354,19 @@ def test_lines_without_a_field_are_refused():
   del line['held_out']
   with pytest.raises(InputError, match='held_out'):
     make_score_table([line])
+
+
+def test_the_latest_averages_have_the_last_step_of_a_checkpoint():
+  """Tasks may have been scored in any order, and some only from scratch."""
+  lines = [
+    make_score_line(0.5 + step / 1000, task=task, checkpoint_step=step)
+    for task, steps in (('cola', (200,)), ('mrpc', (100, 200)), ('sst2', (100, 200)))
+    for step in steps
+  ]
+  lines += [
+    make_score_line(0.4, task=task, pretrained=False, checkpoint_step=None)
+    for task in ('rte', 'qnli')
+  ]
+  latest = select_latest(average_tasks(make_score_table(lines)))
+  assert {average.step for average in latest} == {200}
+  assert {average.tasks for average in latest} == {('cola', 'sst2', 'mrpc'), ('sst2', 'mrpc')}
