@@ -165,9 +165,10 @@ def correlate_checkpoints(
   for series, name, rows in _group_by_run(_select_headlines(scores, averages), by_name):
     trained = [row for row in rows if row.step is not None and math.isfinite(row.pretrained.mean)]
     by_step = select_single(group_by(trained, lambda row: row.step))
-    if len(by_step) < MIN_MODELS:
+    scored = (_score_model(by_name[name], row) for row in by_step.values())
+    models = [model for model in scored if math.isfinite(model.loss)]
+    if len(models) < MIN_MODELS:
       continue
-    models = [_score_model(by_name[name], row) for row in by_step.values()]
     losses, values = (
       np.array([[getattr(model, field) for model in models]]) for field in ('loss', 'score')
     )
@@ -207,10 +208,12 @@ def _score_model(curve: LossCurve, row: ScoreRow | Average) -> ScoredModel:
     for step, loss in zip(curve.updates, curve.loss, strict=True)
     if row.step is None or step <= row.step
   ]
+  if not losses:  # a checkpoint before the first evaluation has no known loss
+    losses = [math.nan if row.step else untrained]
   is_last = row.step is None or row.step >= curve.updates[-1]  # bits are measured at the end
   return ScoredModel(
     name=curve.name,
-    loss=losses[-1] if losses else untrained,
+    loss=losses[-1],
     bits=curve.bits_per_word if is_last and curve.bits_per_word is not None else math.nan,
     untrained=untrained,
     parameters=curve.parameters,

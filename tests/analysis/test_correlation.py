@@ -161,6 +161,22 @@ def test_the_loss_is_that_of_the_step_of_the_checkpoint():
   assert model.loss == curve.loss[curve.updates.index(300)]
 
 
+def test_a_checkpoint_before_the_first_evaluation_has_no_loss():
+  (curve,) = make_curves([2.0])
+  step = curve.updates[0] - 1
+  lines = [fake_runs.make_score_line(0.5, checkpoint='r0', checkpoint_step=step)]
+  models, _ = correlation.match_scores([curve], scores.make_score_table(lines), [])
+  ((model,),) = models.values()
+  assert step > 0 and math.isnan(model.loss)
+  steps = (step, *curve.updates[:4])
+  lines = [
+    fake_runs.make_score_line(0.1 * number, checkpoint='r0', checkpoint_step=step)
+    for number, step in enumerate(steps)
+  ]
+  (found,) = correlation.correlate_checkpoints([curve], scores.make_score_table(lines), [])
+  assert found.checkpoints == 4 and found.high_loss == curve.loss[0]
+
+
 def test_the_detectable_coefficient_is_found_in_four_of_five_samples():
   """Ten points of a bivariate normal distribution; the test of Pearson's coefficient at 5%."""
   rho, rng = correlation.smallest_detectable_coefficient(10), np.random.default_rng(0)
