@@ -167,7 +167,7 @@ def _build_pretrained(folder: epath.Path, step: int | None) -> tuple[str, list[s
     f'{progress}',
     _describe_architecture(config.model),
     _describe_corpus(folder),
-    _describe_training(config, step, run_dir.name_origin(folder)),
+    _describe_training(config, step, run_dir.name_origin(folder), _read_row_length(folder, config)),
     _describe_losses(folder, step, members),
     _format_citation(config.model),
   ]
@@ -290,16 +290,26 @@ def _sanitize_digest(digest: str) -> str:
   return ''.join(letter for letter in digest if letter in '0123456789abcdef')[:64] or 'unknown'
 
 
-def _describe_training(config: RunConfig, step: int, origin: str) -> str:
+def _read_row_length(folder: epath.Path, config: RunConfig) -> int:
+  """Returns the tokens of a row, from the log of the run; `max_length` without a log."""
+  lines = [line for line in run_dir.read_lines(folder / run_dir.METRICS) if line['step']]
+  if not lines:
+    return config.model.max_length
+  return round(lines[-1]['tokens'] / (lines[-1]['step'] * config.batch_size))
+
+
+def _describe_training(config: RunConfig, step: int, origin: str, length: int) -> str:
   model, optimizer, mask = config.model, config.optimizer, config.mask
   row_flops, parameters = flops.flops_per_row(model, mask), flops.count_parameters_by_part(model)
   rows = step * config.batch_size
+  actual = flops.actual_flops(model, config.largest_mask, length)
+  honey = row_flops['honey'] * length / model.max_length
   cells = [
     ('updates', f'{step:,} of {config.num_steps:,}'),
     ('batch size, rows', f'{config.batch_size:,}'),
-    ('maximum training tokens, pads included', f'{rows * model.max_length:,}'),
-    ('FLOPs', f'{row_flops["actual"] * rows:.3g}'),
-    ('FLOPs by the formula of paper 1', f'{row_flops["honey"] * rows:.3g}'),
+    ('maximum training tokens, pads included', f'{rows * length:,}'),
+    ('FLOPs', f'{actual * rows:.3g}'),
+    ('FLOPs by the formula of paper 1', f'{honey * rows:.3g}'),
     ('parameters', f'{parameters["total"]:,}'),
     ('parameters of the embedding', f'{parameters["embedding"]:,}'),
     ('mask rate', f'{mask.rate:g}'),

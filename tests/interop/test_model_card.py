@@ -11,7 +11,7 @@ from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import tokenizer
 from minilm_jax.interop import model_card
-from minilm_jax.model.flops import count_parameters_by_part, flops_per_row
+from minilm_jax.model.flops import actual_flops, count_parameters_by_part, flops_per_row
 from minilm_jax.training import pretrained
 from tests import fake_classifiers, fake_runs
 
@@ -56,6 +56,20 @@ def test_a_card_has_the_numbers_of_its_run(tiny_run: pathlib.Path):
   half = model_card.build_card(tiny_run, 4)
   assert 'step 4 of 8.**' in half and read_cells(half)['updates'] == '4 of 8'
   assert '| validation | 4 |' in half and '| test |' not in half
+
+
+def test_a_card_counts_the_tokens_of_the_rows_of_the_corpus(tiny_run, tmp_path: pathlib.Path):
+  """The log of the copy is that of rows of 32 tokens, half of the length of the model."""
+  copy = shutil.copytree(tiny_run, tmp_path / 'copy')
+  log = copy / run_dir.METRICS
+  records = [
+    {**line, 'tokens': line['tokens'] // 2, 'flops': line['flops'] / 2}
+    for line in run_dir.read_lines(log)
+  ]
+  run_dir.write_lines(log, records)
+  config, cells = pretrained.load_config(copy), read_cells(model_card.build_card(copy))
+  assert cells['maximum training tokens, pads included'] == f'{8 * 8 * 32:,}'
+  assert cells['FLOPs'] == f'{actual_flops(config.model, config.mask, 32) * 8 * 8:.3g}'
 
 
 def test_a_card_of_a_continued_run_names_its_origin(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
