@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from minilm_jax.bench.trainer_task import TrainerTask
-from minilm_jax.core.model_config import EncoderConfig
+from minilm_jax.core.model_config import TRANSFORMERS_ACTIVATIONS, EncoderConfig
 from minilm_jax.data import tokenizer
 
 _WARMUP_STEPS = 3  # steps of a first Trainer, which is not timed
@@ -86,7 +86,7 @@ def build_roberta(
       num_hidden_layers=shape.num_layers,
       max_position_embeddings=shape.max_length + 2,
       type_vocab_size=max(1, shape.segments),
-      hidden_act=shape.activation,
+      hidden_act=TRANSFORMERS_ACTIVATIONS[shape.activation],
       hidden_dropout_prob=shape.dropout,
       attention_probs_dropout_prob=shape.dropout,
       layer_norm_eps=shape.norm_epsilon,

@@ -36,6 +36,13 @@ def _check_class_path(field: str, value: str) -> None:
     )
 
 
+# Names of transformers for the activations.
+TRANSFORMERS_ACTIVATIONS = {
+  'gelu': 'gelu',
+  'gelu_tanh': 'gelu_pytorch_tanh',
+  'relu': 'relu',
+  'silu': 'silu',
+}
 SHAPE_FIELDS = {
   'e': 'embedding_size',
   'h': 'hidden_size',
@@ -96,7 +103,7 @@ class EncoderConfig(Checked):
   projection: bool = True  # Linear(E, D) and LayerNorm between embedding and blocks.
   tied: bool = False  # Share the embedding table with the output layer; requires E = D.
   # gelu (exact), gelu_tanh (approximation), relu, or silu.
-  activation: Annotated[str, one_of('gelu', 'gelu_tanh', 'relu', 'silu')] = 'gelu'
+  activation: Annotated[str, one_of(*TRANSFORMERS_ACTIVATIONS)] = 'gelu'
   dropout: Fraction = 0.1  # Dropout rate of embeddings, attention weights and outputs of layers.
   # standard, paper1 (as in its released code), or bert: N(0, 0.02).
   initialization: Annotated[str, one_of('standard', 'paper1', 'bert')] = 'standard'

@@ -162,12 +162,7 @@ def guess_pieces(
     InputError: The text has no `<mask>` or too many tokens, or `best` is below 1.
   """
   _check_guesses(text, best)
-  # White space before a mask is not a piece.
-  parts = [tokenizer.fold(part.rstrip()) for part in text.split(_MASK_MARKER)]
-  ids = [BEGIN_ID]
-  for number, part_ids in enumerate(tokenizer.encode_parts(parts)):
-    ids += [MASK_ID] * (number > 0) + part_ids
-  ids.append(END_ID)
+  ids = encode_masked(tokenizer, text)
   if len(ids) > model.config.max_length:
     raise InputError(
       f'guesses for a text of {len(ids)} tokens',
@@ -184,6 +179,16 @@ def guess_pieces(
     for hole, row in enumerate(probabilities[:, first : tokenizer.size], 1)
     for i in np.argsort(-row)[:best].tolist()
   ]
+
+
+def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
+  """Returns the ids of a text with `<mask>`, between `<s>` and `</s>`."""
+  # White space before a mask is not a piece.
+  parts = [tokenizer.fold(part.rstrip()) for part in text.split(_MASK_MARKER)]
+  ids = [BEGIN_ID]
+  for number, part_ids in enumerate(tokenizer.encode_parts(parts)):
+    ids += [MASK_ID] * (number > 0) + part_ids
+  return [*ids, END_ID]
 
 
 def _check_guesses(text: str, best: int) -> None:

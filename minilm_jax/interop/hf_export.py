@@ -280,7 +280,12 @@ def _compare_guesses(loaded: LoadedModel, pipeline: Any) -> float:
   # The guesses of transformers may include special pieces and unused ids.
   top_k = min(vocab_size, _NUM_GUESSES + first + vocab_size - end)
   model, differences = jax.tree.map(jnp.asarray, loaded.model), []
-  for text in _MASKED_TEXTS:
+  texts = [
+    text
+    for text in _MASKED_TEXTS
+    if len(inference.encode_masked(tokenizer, text)) <= loaded.config.max_length
+  ]
+  for text in texts:
     guesses = inference.guess_pieces(model, tokenizer, text, _NUM_GUESSES)
     rows = pipeline(text, top_k=top_k)
     rows = [rows] if isinstance(rows[0], dict) else rows

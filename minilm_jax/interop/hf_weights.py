@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from minilm_jax.core.errors import InputError
-from minilm_jax.core.model_config import EncoderConfig, HeadConfig
+from minilm_jax.core.model_config import TRANSFORMERS_ACTIVATIONS, EncoderConfig, HeadConfig
 from minilm_jax.data import tokenizer
 from minilm_jax.model import heads
 from minilm_jax.model.heads import Classifier, MaskedLanguageModel
@@ -405,7 +405,7 @@ def _build_roberta_config(config: EncoderConfig, head: HeadConfig | None) -> dic
     'num_hidden_layers': config.num_layers,
     'num_attention_heads': config.num_heads,
     'intermediate_size': config.intermediate_size,
-    'hidden_act': config.activation,
+    'hidden_act': TRANSFORMERS_ACTIVATIONS[config.activation],
     'max_position_embeddings': config.max_length + config.position_offset,
     'type_vocab_size': max(1, config.segments),
     'hidden_dropout_prob': config.dropout,

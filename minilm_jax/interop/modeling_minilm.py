@@ -21,7 +21,12 @@ from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, Seque
 
 _MASKED_SCORE = -1e30
 _ROTARY_BASE, _SINUSOID_SCALE = 10_000.0, 0.02
-_ACTIVATIONS = {'gelu': F.gelu, 'relu': F.relu, 'silu': F.silu}
+_ACTIVATIONS = {
+  'gelu': F.gelu,
+  'gelu_tanh': functools.partial(F.gelu, approximate='tanh'),
+  'relu': F.relu,
+  'silu': F.silu,
+}
 
 
 class MiniLMConfig(PretrainedConfig):

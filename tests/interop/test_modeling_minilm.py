@@ -22,7 +22,7 @@ SHAPES: dict[str, dict[str, Any]] = {
   'pre, rotary': {'norm': 'pre', 'positions': 'rotary', 'segments': 0},
   'relative, relu': {'positions': 'relative', 'activation': 'relu'},
   'sinusoidal': {'positions': 'sinusoidal'},
-  'none, pre': {'positions': 'none', 'norm': 'pre'},
+  'none, pre': {'positions': 'none', 'norm': 'pre', 'activation': 'gelu_tanh'},
   'tied, from 0, silu': {
     'embedding_size': 16,
     'tied': True,
