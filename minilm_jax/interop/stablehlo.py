@@ -140,7 +140,7 @@ def describe_program(card: Card, fixed_batch: int | None) -> dict[str, Any]:
     'tokenizer': {
       'file': run_dir.TOKENIZER,
       'library': 'sentencepiece',
-      'before': f'lower-case the text{joined}',
+      'before': f'NFC, lower case, and U+FDD0 for U+2581{joined}',
       'template': '<s> A </s></s> B </s>' if card.reads_pairs else '<s> A </s>',
       'longest': card.length,
       'longer': 'remove tokens from the end of the longer text',
@@ -153,18 +153,20 @@ def describe_program(card: Card, fixed_batch: int | None) -> dict[str, Any]:
 
 def _example_code(card: Card, rows: int) -> list[str]:
   """Returns code that classifies a text or pair with `jax`, `numpy` and `sentencepiece`."""
-  ids = [f"ids = [{BEGIN_ID}, *tokenizer.encode('a text'.lower())[:{card.length - 2}], {END_ID}]"]
+  ids = [f"ids = [{BEGIN_ID}, *encode('a text')[:{card.length - 2}], {END_ID}]"]
   if card.reads_pairs:
     half = (card.length - 4) // 2  # this number of pieces of both texts always fits
     ids = [
-      f"a, b = (tokenizer.encode(text.lower())[:{half}] for text in ('a text', 'another'))",
+      f"a, b = (encode(text)[:{half}] for text in ('a text', 'another'))",
       f'ids = [{BEGIN_ID}, *a, {END_ID}, {END_ID}, *b, {END_ID}]',
     ]
   return [
-    'import jax, numpy, sentencepiece',
+    'import jax, numpy, sentencepiece, unicodedata',
     'from jax import export',
     f"program = jax.jit(export.deserialize(bytearray(open('{PROGRAM_FILE}', 'rb').read())).call)",
     f"tokenizer = sentencepiece.SentencePieceProcessor(model_file='{run_dir.TOKENIZER}')",
+    "fold = lambda text: unicodedata.normalize('NFC', text).lower().replace('\\u2581', '\\ufdd0')",
+    'encode = lambda text: tokenizer.encode(fold(text))',
     *ids,
     f"tokens = numpy.full(({rows}, {row_length(card)}), {PAD_ID}, 'int32')",
     'tokens[0, :len(ids)] = ids',

@@ -89,8 +89,12 @@ def test_the_program_equals_the_model(
 
 @pytest.mark.parametrize(
   'changes, texts, batch',
-  [({}, ('a text',), 0), ({'fields': ('first', 'second')}, ('a text', 'another'), 3)],
-  ids=['text', 'pair in three rows'],
+  [
+    ({}, ('a text',), 0),
+    ({}, ('THE cafe\u0301 \u2581',), 0),
+    ({'fields': ('first', 'second')}, ('a text', 'another'), 3),
+  ],
+  ids=['text', 'letters that the tokenizer changes', 'pair in three rows'],
 )
 def test_the_example_code_runs_in_the_folder(
   changes: dict,
@@ -106,7 +110,8 @@ def test_the_example_code_runs_in_the_folder(
   stablehlo.export_stablehlo(str(source), str(tmp_path / 'out'), batch)
   monkeypatch.chdir(tmp_path / 'out')
   result: dict = {}
-  exec('\n'.join(json.loads(pathlib.Path('call.json').read_text())['python']), result)
+  code = '\n'.join(json.loads(pathlib.Path('call.json').read_text())['python'])
+  exec(code.replace("'a text'", repr(texts[0])), result)
   (prediction,) = inference.predict('', str(source), *texts, *[''] * (3 - len(texts)))
   expected = list(prediction['probabilities'].values())
   np.testing.assert_allclose(result['answer'], expected, atol=1e-5)
