@@ -258,7 +258,7 @@ def list_values(result: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _render_text(tables: Iterable[rich_table.Table]) -> str:
   text = io.StringIO()
-  console = rich_console.Console(width=140, file=text)
+  console = rich_console.Console(width=140, file=text, markup=False, emoji=False, highlight=False)
   for table in tables:
     console.print(table)
   return text.getvalue()

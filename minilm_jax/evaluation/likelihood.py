@@ -100,10 +100,17 @@ def encode_sentences(
   """Returns the ids of each text, in the tokenizer's case and without special tokens.
 
   Raises:
-    InputError: A text has more than `max_length` tokens with `<s>` and `</s>`; the error names the
-      longest text.
+    InputError: A text has no tokens, or more than `max_length` tokens with `<s>` and `</s>`; the
+      error names the first or the longest text.
   """
   sentences = [list(ids) for ids in tokenizer.encode([tokenizer.fold(text) for text in texts])]
+  empty = next((text for text, ids in zip(texts, sentences, strict=True) if not ids), None)
+  if empty is not None:
+    raise InputError(
+      f'the likelihood of {empty!r:.200}',
+      'no tokens: the tokenizer removes all of its characters',
+      'remove the text, or give words',
+    )
   longest = max(range(len(texts)), key=lambda i: len(sentences[i]), default=None)
   if longest is not None and len(sentences[longest]) > max_length - 2:
     text = texts[longest] if len(texts[longest]) <= 200 else texts[longest][:200] + '...'

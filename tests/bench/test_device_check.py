@@ -15,7 +15,7 @@ def test_a_failed_part_leaves_the_results_of_the_others(tmp_path: pathlib.Path):
   check = device_check.check_device(
     tmp_path / 'check',
     [
-      Part('refused', ['bench', '--steps=0']),
+      Part('refused', ['show', '--config=[/x].py']),
       Part('facts', ['show', '--config=configs/tiny.py:corpus'], 'a target'),
     ],
   )
@@ -24,7 +24,8 @@ def test_a_failed_part_leaves_the_results_of_the_others(tmp_path: pathlib.Path):
   assert facts['result']['recipe']['kind'] == 'corpus' and 'error' not in facts
   assert json.loads((tmp_path / 'check' / device_check.RESULT).read_text()) == check
   text = (tmp_path / 'check' / device_check.TABLE).read_text()
-  assert 'a target' in text and 'exit status 2' in text
+  # Brackets are no markup.
+  assert 'a target' in text and 'exit status 2' in text and '[/x]' in text
 
 
 def test_a_repeated_check_runs_only_the_parts_without_a_result(

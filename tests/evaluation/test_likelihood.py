@@ -158,6 +158,8 @@ def test_invalid_variants_texts_and_models_are_refused(scored, tiny_run: Path):
     )
   with pytest.raises(InputError, match='(?s)longer longer longer.* 62 '):
     likelihood.encode_sentences(['the dog .', 'the ' * 63, 'longer ' * 70], tokenizer, 64)
+  with pytest.raises(InputError, match='no tokens'):
+    likelihood.encode_sentences(['the dog .', ''], tokenizer, 64)
   assert len(likelihood.encode_sentences(['the ' * 61 + 'the'], tokenizer, 64)[0]) == 62
   broken = jax.tree.map(lambda x: x * jnp.nan, model)
   with pytest.raises(InputError, match='4 of 4'):
