@@ -19,7 +19,7 @@ from etils import epath
 
 from minilm_jax.analysis import loss_curves, runs
 from minilm_jax.analysis.loss_curves import ACTUAL, RUN_ERRORS, LossCurve
-from minilm_jax.core import files, model_config, old_names, paths, run_dir
+from minilm_jax.core import files, model_config, paths, run_dir
 from minilm_jax.core.errors import ANY, COUNT, NUMBER, TEXT, InputError, sanitize
 
 BASE = 'base'
@@ -31,20 +31,6 @@ PREDICTORS = {
   'left': 'left neighbour',
   'mixture': 'mean of both neighbours',
   'both': 'both neighbours',
-}
-# Fields that do not make an ablation.
-_IGNORED_FIELDS = (
-  *'kind seed num_steps eval checkpoint log mesh population grad_accumulation_steps corpus'.split(),
-  *'logit_chunks corpus_placement nonfinite model.remat model.flops_heads'.split(),
-  *(f'model.{field}' for field in model_config.SHAPE_FIELDS.values()),
-)
-# Fields with one value for each member of a population, and the lists of these values.
-_MEMBER_FIELDS = {
-  'optimizer.learning_rate': 'learning_rates',
-  'optimizer.weight_decay': 'weight_decays',
-  'mask.rate': 'mask_rates',
-  'mask.random_share': 'mask_randoms',
-  'mask.keep_share': 'mask_keeps',
 }
 _BASELINE_RECIPE = {
   'corpus': TEXT,
@@ -215,39 +201,28 @@ def read_ablation_runs(run_paths: Mapping[str, epath.Path]) -> tuple[list[Ablati
   curves = loss_curves.read_runs(run_paths)
   ablation_runs, left_out = [], list(curves.left_out)
   for curve in curves.curves:
-    name, _, member = curve.name.partition(' member ')
+    name, _, _ = curve.name.partition(' member ')
     try:
-      ablation_runs.append(_make_run(curve, run_paths[name], int(member or 0)))
+      ablation_runs.append(_make_run(curve, run_paths[name]))
     except RUN_ERRORS as error:
       left_out.append(f'{curve.name}: {loss_curves.describe_missing(error)}')
   return ablation_runs, left_out
 
 
-def _make_run(curve: LossCurve, folder: epath.Path, member: int) -> AblationRun:
+def _make_run(curve: LossCurve, folder: epath.Path) -> AblationRun:
   config, manifest = runs.read_config(folder), runs.read_manifest(folder)
   flops = curve.flops(ACTUAL)
   if curve.seed is None:
     raise ValueError('no seed')
   if min(curve.loss) <= 0 or flops[0] <= 0 or not np.isfinite(flops[-1]) or not curve.tokens[0] > 0:
     raise ValueError('losses, tokens or FLOPs that are not positive')
-  population = config['population']
-  member_fields = {
-    name: population[values][member]
-    for name, values in _MEMBER_FIELDS.items()
-    if population.get(values)
-  }
-  fields = run_dir.flatten(old_names.complete_recipe(config)) | member_fields
   num_rows = int(config['num_steps']) * int(config['batch_size'])
   return AblationRun(
     curve=curve,
     seed=curve.seed,
     folder=folder,
     shape=model_config.format_shape(config['model']),
-    fields={
-      name: value
-      for name, value in fields.items()
-      if name not in _IGNORED_FIELDS and name.partition('.')[0] not in _IGNORED_FIELDS
-    },
+    fields=curve.recipe,
     corpus=str(manifest['corpus']),
     tokenizer=str(manifest['tokenizer']),
     eval_rows=int(config['eval']['rows']),

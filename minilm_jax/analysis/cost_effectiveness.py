@@ -9,6 +9,7 @@ Only finished runs with equal numbers of rows are compared.
 """
 
 import dataclasses
+import json
 import math
 from collections.abc import Iterator, Sequence
 
@@ -21,6 +22,8 @@ from minilm_jax.tasks.metrics import percentile_interval
 
 FACTORS = tuple(field.name for field in dataclasses.fields(ModelShape))
 UNIT = 1e15  # FLOPs
+# Recipe fields that may differ between the ends of a step.
+_STEP_FIELDS = ('model.vocab_size', 'model.tied', 'optimizer.learning_rate')
 # Relative difference of equal numbers of rows; runs of the paper differ by one update.
 _MAX_ROW_DIFFERENCE = 0.01
 
@@ -34,6 +37,7 @@ class Arm:
     learning_rate: peak learning rate; None if not logged.
     perplexity: test perplexity of each run or, if not logged, of the last validation.
     bits: bits per word of each run; empty if a run has none.
+    recipe: fields that do not differ between the ends of a step, as JSON.
   """
 
   shape: ModelShape
@@ -44,6 +48,7 @@ class Arm:
   bits: tuple[float, ...]
   flops: float
   rows: float
+  recipe: str = ''
 
   @property
   def mean(self) -> float:
@@ -106,10 +111,14 @@ class Option:
 
 def group_seeds(curves: Sequence[LossCurve]) -> list[Arm]:
   """Returns the finished runs by cost; runs that differ in their seeds alone form one arm."""
-  fields = ('shape', 'tied', 'learning_rate', 'warmup', 'length')
+  fields = ('shape', 'num_heads', 'tied', 'learning_rate', 'warmup', 'length')
   groups = group_by(
     (curve for curve in curves if curve.finished),
-    lambda curve: (*(getattr(curve, field) for field in fields), curve.rows[-1]),
+    lambda curve: (
+      *(getattr(curve, field) for field in fields),
+      curve.rows[-1],
+      _format_recipe(curve),
+    ),
   )
   arms = []
   for group in groups.values():
@@ -125,9 +134,16 @@ def group_seeds(curves: Sequence[LossCurve]) -> list[Arm]:
         bits=bits if len(bits) == len(group) else (),
         flops=float(np.mean([curve.flops(HONEY)[-1] for curve in group])),
         rows=float(group[0].rows[-1]),
+        recipe=_format_recipe(group[0]),
       )
     )
   return sorted(arms, key=lambda arm: (arm.flops, arm.runs))
+
+
+def _format_recipe(curve: LossCurve) -> str:
+  """Returns the fields of a recipe that both ends of a step share; steps name other differences."""
+  fields = {name: value for name, value in curve.recipe.items() if name not in _STEP_FIELDS}
+  return json.dumps(fields, sort_keys=True)
 
 
 def find_steps(curves: Sequence[LossCurve], draws: int = 1000) -> list[Step]:
@@ -169,9 +185,9 @@ def _find_neighbours(
 ) -> Iterator[tuple[Arm, Arm]]:
   """Yields the arms of each step along a factor; `free` factors may also differ."""
   fixed = [name for name in FACTORS if name != factor and name not in free]
-  chains: list[tuple[tuple[int, ...], float, dict[int, Arm]]] = []
+  chains: list[tuple[tuple[int | str, ...], float, dict[int, Arm]]] = []
   for arm in arms:
-    key = tuple(getattr(arm.shape, name) for name in fixed)
+    key = (*(getattr(arm.shape, name) for name in fixed), arm.recipe)
     best = next(
       (best for other, rows, best in chains if other == key and _saw_same_rows(arm.rows, rows)),
       None,

@@ -10,7 +10,7 @@ from etils import epath
 from jaxtyping import Float
 
 from minilm_jax.analysis import runs
-from minilm_jax.core import files, old_names, run_dir
+from minilm_jax.core import files, model_config, old_names, run_dir
 from minilm_jax.core.errors import NUMBER
 
 HONEY, KAPLAN, ACTUAL = 'honey', 'kaplan', 'actual'  # counts of FLOPs, see `model/flops.py`
@@ -23,6 +23,20 @@ _SHAPE_FIELDS = {
   'heads': 'flops_heads',
   'layers': 'num_layers',
   'vocabulary': 'vocab_size',
+}
+# Fields that do not distinguish recipes of one shape.
+_IGNORED_FIELDS = (
+  *'kind seed num_steps eval checkpoint log mesh population grad_accumulation_steps corpus'.split(),
+  *'logit_chunks corpus_placement nonfinite model.remat model.flops_heads'.split(),
+  *(f'model.{field}' for field in model_config.SHAPE_FIELDS.values()),
+)
+# Fields with one value for each member of a population, and the lists of these values.
+_MEMBER_FIELDS = {
+  'optimizer.learning_rate': 'learning_rates',
+  'optimizer.weight_decay': 'weight_decays',
+  'mask.rate': 'mask_rates',
+  'mask.random_share': 'mask_randoms',
+  'mask.keep_share': 'mask_keeps',
 }
 _BITS_SCHEMA = {'bits_per_word?': NUMBER, 'bits_per_byte?': NUMBER}
 
@@ -55,6 +69,8 @@ class LossCurve:
     tied: the head shares the embedding table; None if not logged.
     test_loss: loss on the test split at the end, in nats a masked token; None if not logged.
     bits_per_word: bits per masked word (`evaluation/likelihood.py`); None if not measured.
+    num_heads: attention heads of a layer; None if not logged.
+    recipe: fields that distinguish recipes of one shape, by dotted name; empty if not logged.
   """
 
   name: str
@@ -75,6 +91,8 @@ class LossCurve:
   test_loss: float | None = None
   bits_per_word: float | None = None
   bits_per_byte: float | None = None
+  num_heads: int | None = None
+  recipe: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def parameters(self) -> int:
@@ -137,6 +155,21 @@ def read_runs(run_paths: Mapping[str, epath.Path]) -> LossCurves:
   return LossCurves(curves, left_out)
 
 
+def _select_recipe_fields(config: Mapping[str, Any], member: int) -> dict[str, Any]:
+  """Returns the fields that distinguish recipes of one shape, with the values of a member."""
+  population = config['population']
+  fields = run_dir.flatten(old_names.complete_recipe(config)) | {
+    name: population[values][member]
+    for name, values in _MEMBER_FIELDS.items()
+    if population.get(values)
+  }
+  return {
+    name: value
+    for name, value in fields.items()
+    if name not in _IGNORED_FIELDS and name.partition('.')[0] not in _IGNORED_FIELDS
+  }
+
+
 def describe_missing(error: Exception) -> str:
   """Returns the reason in one of `RUN_ERRORS`, the missing or invalid field of the run."""
   names = f'{run_dir.CONFIG}, {run_dir.MANIFEST} or {run_dir.METRICS}'
@@ -186,6 +219,8 @@ def _make_run_curve(
     learning_rate=float(rates[member] if rates else config['optimizer']['learning_rate']),
     warmup=int(manifest['warmup']),
     tied=bool(model['tied']),
+    num_heads=int(model['num_heads']),
+    recipe=_select_recipe_fields(config, member),
     length=length,
     flops_per_row=flops,
     updates=tuple(finite),

@@ -181,3 +181,21 @@ def test_a_model_is_dominated_by_a_better_model_of_at_most_its_cost():
       [best, fake_runs.make_scaling_curve('twin', 2.0, learning_rate=1.0)]
     )
   ] == [False] * 2
+
+
+def test_runs_of_other_recipes_are_neither_seeds_nor_steps():
+  base = fake_runs.make_scaling_curve(
+    'base', 3.0, num_heads=1, recipe={'model.positions': 'rotary'}
+  )
+  others = [
+    fake_runs.make_scaling_curve('none', 4.0, num_heads=1, recipe={'model.positions': 'none'}),
+    fake_runs.make_scaling_curve('heads', 3.3, num_heads=2, recipe={'model.positions': 'rotary'}),
+  ]
+  arms = cost_effectiveness.group_seeds([base, *others])
+  assert sorted(arm.runs for arm in arms) == [('base',), ('heads',), ('none',)]
+  wide = fake_runs.make_scaling_curve(
+    'wide', 2.5, hidden=64, num_heads=1, recipe={'model.positions': 'none'}
+  )
+  assert cost_effectiveness.find_steps([base, wide]) == []
+  (step,) = cost_effectiveness.find_steps([others[0], wide])
+  assert (step.factor, step.from_runs, step.to_runs) == ('hidden', ('none',), ('wide',))
