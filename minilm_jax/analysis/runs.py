@@ -26,6 +26,8 @@ _LATENCY_FREE_FIELDS = tuple(
     'segment_embeddings_for_pairs'
   ).split()
 )
+# Settings of a protocol besides those of head and optimizer.
+_PROTOCOL_FIELDS = ('batch_size', 'epochs', 'length', 'patience', 'likelihood')
 K = TypeVar('K', bound=Hashable)
 T = TypeVar('T')
 Line = dict[str, Any]  # of metrics.jsonl or scores.jsonl
@@ -209,19 +211,33 @@ def resolve_source(
   return next(matches, source) + (f', {heads} heads' if heads > 1 else '')
 
 
+def _read_protocol(path: epath.Path) -> dict[str, Any]:
+  """Returns the settings of a fine-tuning or evaluation that its scores do not have as fields."""
+  fields = run_dir.flatten(old_names.complete_recipe(read_config(path)))
+  groups = ('head', 'optimizer')
+  return {
+    name: value
+    for name, value in fields.items()
+    if name in _PROTOCOL_FIELDS
+    or (name.partition('.')[0] in groups and name != 'optimizer.learning_rate')
+  }
+
+
 def read_scores(run_paths: Mapping[str, epath.Path]) -> Iterator[Line]:
   """Yields the score lines of all runs.
 
-  The field `checkpoint` becomes the name of `resolve_source`.
+  The field `checkpoint` becomes the name of `resolve_source`. The field `protocol` has the
+  settings that scores of one protocol share.
   """
   for path in run_paths.values():
     sources: dict[str, str] = {}
+    protocol = _read_protocol(path)
     for line in run_dir.read_lines(path / run_dir.SCORES):
       _check_fields(line, path / run_dir.SCORES, 'checkpoint')
       name = line['checkpoint']
       if name not in sources:
         sources[name] = resolve_source(run_paths, path, name)
-      line = {**line, 'checkpoint': sources[name]}
+      line = {**line, 'checkpoint': sources[name], 'protocol': protocol}
       yield {
         key: sanitize(value) if isinstance(value, str) else value for key, value in line.items()
       }

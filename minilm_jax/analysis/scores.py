@@ -106,6 +106,7 @@ class ScoreRow:
     shown: reports include this row; rows of the other epoch are in scores.csv alone.
     majority: score of the most frequent label.
     frequency: score of random labels with the frequencies of the training labels.
+    protocol: settings in which several runs on the checkpoint differ; '' if they are equal.
   """
 
   task: str
@@ -126,6 +127,7 @@ class ScoreRow:
   pretrained: Group
   scratch: Group
   difference: Difference
+  protocol: str = ''
 
   @property
   def task_name(self) -> str:
@@ -156,17 +158,35 @@ def make_score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
   cells = group_by(lines, lambda line: tuple(line[name] for name in _CELL_FIELDS))
   rows: list[ScoreRow] = []
   for key in sorted(cells):
-    pretrained, scratch = (
-      [line for line in cells[key] if line['pretrained'] == arm] for arm in (True, False)
-    )
-    by_step = group_by(pretrained, lambda line: line['checkpoint_step'])
-    for step in sorted(by_step, key=lambda step: -1 if step is None else step) or [None]:
-      rows += _make_rows(step, by_step.get(step, []), scratch)
+    for protocol, lines_of_protocol in _split_by_protocol(cells[key]).items():
+      pretrained, scratch = (
+        [line for line in lines_of_protocol if line['pretrained'] == arm] for arm in (True, False)
+      )
+      by_step = group_by(pretrained, lambda line: line['checkpoint_step'])
+      for step in sorted(by_step, key=lambda step: -1 if step is None else step) or [None]:
+        rows += _make_rows(protocol, step, by_step.get(step, []), scratch)
   return rows
 
 
+def _split_by_protocol(lines: Sequence[ScoreLine]) -> dict[str, list[ScoreLine]]:
+  """Returns the lines by the settings in which their protocols differ, as in `epochs=3`."""
+  protocols = [line['protocol'] if 'protocol' in line else {} for line in lines]
+  names = dict.fromkeys(name for protocol in protocols for name in protocol)
+  different = [
+    name for name in names if any(each.get(name) != protocols[0].get(name) for each in protocols)
+  ]
+  by_protocol: dict[str, list[ScoreLine]] = {}
+  for line, protocol in zip(lines, protocols, strict=True):
+    key = ', '.join(f'{name}={protocol.get(name)}' for name in different)
+    by_protocol.setdefault(key, []).append(line)
+  return by_protocol
+
+
 def _make_rows(
-  step: int | None, pretrained: Sequence[ScoreLine], scratch: Sequence[ScoreLine]
+  protocol: str,
+  step: int | None,
+  pretrained: Sequence[ScoreLine],
+  scratch: Sequence[ScoreLine],
 ) -> Iterator[ScoreRow]:
   """Yields a row for each metric and epoch, and for each rate if no rate was chosen."""
   arms = pretrained, scratch
@@ -215,6 +235,7 @@ def _make_rows(
         pretrained=groups[0],
         scratch=groups[1],
         difference=compute_difference(*groups),
+        protocol=protocol,
       )
 
 
@@ -261,7 +282,7 @@ def _mark_phenomena(
   """Returns the rows of the last or every step of each checkpoint, with a flag for phenomena."""
 
   def make_key(row: ScoreRow) -> tuple[Any, ...]:
-    return tuple(getattr(row, field) for field in _CELL_FIELDS)
+    return (*(getattr(row, field) for field in _CELL_FIELDS), row.protocol)
 
   reported = [row for row in rows if row.shown]
   last_steps = {make_key(row): row.step for row in reported}  # rows are in the order of steps

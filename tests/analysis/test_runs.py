@@ -78,3 +78,13 @@ def test_failed_points_are_listed_until_they_succeed(tmp_path: pathlib.Path):
   assert runs.read_failures([tmp_path / 'sweep']) == dict.fromkeys('ab', 'a finite train loss: nan')
   files.write_json(tmp_path / 'sweep' / 'a' / run_dir.RESULT, {})
   assert list(runs.read_failures([tmp_path / 'sweep'])) == ['b']
+
+
+def test_scores_have_the_settings_of_their_protocol(tmp_path):
+  folder = fake_runs.write_finetune_run(tmp_path / 'ft', pathlib.Path('tiny'), [0.7])
+  config = json.loads((folder / run_dir.CONFIG).read_text())
+  config |= {'epochs': 3.0, 'seeds': [0], 'head': {'pooling': 'mean'}}
+  (folder / run_dir.CONFIG).write_text(json.dumps(config))
+  (line,) = runs.read_scores(runs.find_runs([folder]))
+  assert line['protocol']['epochs'] == 3.0 and line['protocol']['head.pooling'] == 'mean'
+  assert not {'seeds', 'checkpoint', 'optimizer.learning_rate'} & set(line['protocol'])

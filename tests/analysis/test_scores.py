@@ -370,3 +370,18 @@ def test_the_latest_averages_have_the_last_step_of_a_checkpoint():
   latest = select_latest(average_tasks(make_score_table(lines)))
   assert {average.step for average in latest} == {200}
   assert {average.tasks for average in latest} == {('cola', 'sst2', 'mrpc'), ('sst2', 'mrpc')}
+
+
+def test_scores_of_other_protocols_have_rows_of_their_own():
+  lines = [
+    {**make_score_line(value, seed=seed), 'protocol': {'epochs': epochs, 'length': 64}}
+    for epochs, values in ((3.0, (0.7, 0.6)), (10.0, (0.9,)))
+    for seed, value in enumerate(values)
+  ]
+  rows = make_score_table(lines)
+  assert [(row.protocol, row.pretrained.values) for row in rows] == [
+    ('epochs=3.0', (0.7, 0.6)),
+    ('epochs=10.0', (0.9,)),
+  ]
+  (row,) = make_score_table(lines[:2])
+  assert row.protocol == ''

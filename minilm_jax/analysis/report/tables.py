@@ -77,6 +77,7 @@ def answer_scores(scores: Sequence[ScoreRow]) -> Iterator[Answer]:
 
 def _answer_score(row: ScoreRow) -> Answer:
   checkpoint = f' from {row.checkpoint}' if row.checkpoint else ''
+  checkpoint += f' with {row.protocol}' if row.protocol else ''
   question = f'Does pre-training raise {row.metric} on {row.task_name}{checkpoint}?'
   split = '' if row.split == ALL else f'{row.split} '
   examples = f'{row.task} has {row.examples:,} {split}examples.'
@@ -219,7 +220,8 @@ def _format_phenomenon(row: ScoreRow) -> str:
 
 def _format_checkpoint(row: ScoreRow | Average) -> str:
   step = '' if row.step is None else f'; step {row.step:,}'
-  return (row.checkpoint or NONE) + step
+  protocol = f'; {row.protocol}' if isinstance(row, ScoreRow) and row.protocol else ''
+  return (row.checkpoint or NONE) + step + protocol
 
 
 def _format_group(group: Group) -> str:
