@@ -120,10 +120,12 @@ keep() {
     echo "the slice is ${now:-gone}: requesting another slice; the run continues from its last checkpoint"
     delete
   done
+  # The log is deleted with the slice.
+  [[ $status == 0 ]] || run_on 0 "tail -n 20 $folder/$log" || true
   delete
   if [[ $status != 0 ]]; then
-    refuse "keep ${*}" "the command ended with status $status" \
-      "read its output on gs://, then repeat keep: the run continues from its last checkpoint"
+    refuse "keep ${*}" "status $status, after the output above" \
+      'repeat keep: the run continues from its last checkpoint'
   fi
 }
 

@@ -143,10 +143,12 @@ def test_the_slice_of_a_command_that_failed_is_deleted(
     'gcloud',
     f"""
 if [[ $* == *describe* ]]; then echo ACTIVE; fi
+if [[ $* == *tail* ]]; then echo the last line; fi
 if [[ $* == *minilm.status* && $* == *cat* ]]; then echo {status}; fi""",
   )
   result = launch(tmp_path, *TPU, '--spot', 'keep', *COMMAND)
   assert_refused(result, f'status {status}')
+  assert 'the last line' in result.stdout
   lines = [' '.join(call) for call in read_calls(record)]
   assert sum('cat minilm_jax/minilm.status' in line for line in lines) == polls
   assert sum('queued-resources delete' in line for line in lines) == 1

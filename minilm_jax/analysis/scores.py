@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 from minilm_jax.analysis.runs import group_by, select_single, to_float
-from minilm_jax.core.errors import InputError
+from minilm_jax.core.errors import InputError, sanitize
 from minilm_jax.tasks import metrics
 
 ScoreLine = Mapping[str, Any]  # a line of scores.jsonl
@@ -178,7 +178,7 @@ def _split_by_protocol(lines: Sequence[ScoreLine]) -> dict[str, list[ScoreLine]]
   by_protocol: dict[str, list[ScoreLine]] = {}
   for line, protocol in zip(lines, protocols, strict=True):
     key = ', '.join(f'{name}={protocol.get(name)}' for name in different)
-    by_protocol.setdefault(key, []).append(line)
+    by_protocol.setdefault(sanitize(key), []).append(line)
   return by_protocol
 
 

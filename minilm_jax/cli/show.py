@@ -50,7 +50,7 @@ def describe_pretraining(config: RunConfig) -> dict[str, Any]:
   )
   flops = flops_per_row(config.model, config.largest_mask)
   rows = config.num_steps * config.batch_size
-  num_masked = config.mask.max_positions(config.model.max_length)
+  num_masked = config.largest_mask.max_positions(config.model.max_length)
   devices = mesh.shape['data']
   parts = devices * math.prod(
     train_step.micro_batch_plan(

@@ -123,7 +123,7 @@ def apply_budget(configs: PointConfigs, budget: Budget) -> PointConfigs:
 
 def _read_row_length(config: RunConfig) -> int:
   """Returns the tokens of a row: those of the corpus or, before it is built, of the model."""
-  if not (epath.Path(config.corpus) / run_dir.MANIFEST).exists():
+  if not config.corpus or not (epath.Path(config.corpus) / run_dir.MANIFEST).exists():
     return config.model.max_length
   return min(config.model.max_length, corpus.read_manifest(config.corpus)['length'])
 
