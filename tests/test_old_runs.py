@@ -2,7 +2,9 @@
 
 `data/old_run` holds a corpus, a pre-training run and a fine-tuned classifier of commit ff499c2.
 Their recipes set the renamed fields to values other than the defaults. `data/old_run.json` holds
-the numbers of that version.
+the numbers of that version, but for the loss of fine-tuning: it is that of
+`segment_embeddings_for_pairs=False`, equal for single sentences. The old version gave tokens of the
+first sentence of a batch the second segment.
 """
 
 import csv

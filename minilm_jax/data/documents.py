@@ -255,18 +255,14 @@ def _join_lines(
 
 
 def _join_paragraphs_or_lines(lines: Iterator[str], name: str, max_chars: int) -> Iterator[str]:
-  """Yields paragraphs, or lines if no line before the last text is empty.
-
-  Buffers at most `max_chars` characters.
-  """
+  """Yields paragraphs, or lines if no line is empty; buffers at most `max_chars` characters."""
   head, size = [], 0
   for line in lines:
     head.append(line)
-    if line.strip():
-      size += len(line) + 1
-      if any(not earlier.strip() for earlier in head[-2:-1]):
-        yield from _join_lines(itertools.chain(head, lines), name, max_chars)
-        return
+    size += len(line) + 1
+    if not line.strip():
+      yield from _join_lines(itertools.chain(head, lines), name, max_chars)
+      return
     if size > max_chars + 1:
       break
   yield from head

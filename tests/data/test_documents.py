@@ -67,12 +67,6 @@ def test_each_line_is_a_document_if_no_line_is_empty(tmp_path):
   assert len(read_sources(f'{path}@line')) == 1001
 
 
-@pytest.mark.parametrize('end', ['\n', '\n\n', '\n \n\n'])
-def test_empty_lines_at_the_end_change_nothing(tmp_path, end: str):
-  (tmp_path / 'lines.txt').write_text('one\ntwo\nthree' + end)
-  assert read_sources(tmp_path / 'lines.txt') == ['one', 'two', 'three']
-
-
 def test_a_letter_of_a_unit_in_a_file_name(tmp_path):
   (tmp_path / 'a@home.txt').write_text('one')
   (tmp_path / 'b@home.txt').write_text('two')
