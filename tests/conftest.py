@@ -6,6 +6,7 @@ error.
 """
 
 import fcntl
+import gc
 import os
 import pathlib
 import shutil
@@ -74,6 +75,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
   """Declares the marker; --strict-markers refuses undeclared markers."""
   config.addinivalue_line('markers', 'slow: takes more than half a minute; runs only with --all')
+
+
+def pytest_collection_finish() -> None:
+  """Collects garbage less often, and never visits modules and tests again.
+
+  Tracing allocates many objects. Without this, two files of tests took 1.1 times the CPU time.
+  """
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
