@@ -202,7 +202,7 @@ def _make_run_curve(
   ]
   batch_size = config['batch_size']
   last = finite[max(finite)] if finite else None
-  length = round(last['tokens'] / (last['step'] * batch_size)) if last else model['max_length']
+  length = run_dir.compute_row_length(last, batch_size) if last else model['max_length']
   flops = {
     count: float(value) * length / model['max_length']
     for count, value in manifest['flops_per_row'].items()

@@ -31,7 +31,7 @@ from minilm_jax.core import backend, progress
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data.rows import Corpus
-from minilm_jax.model.flops import flops_per_row
+from minilm_jax.model.flops import actual_flops
 
 _MIB = 1 << 20
 _MEMORY_ERROR = 'RESOURCE_EXHAUSTED'  # status of a program that is too large
@@ -249,9 +249,8 @@ def _describe_training(
   config: RunConfig, corpus: Corpus, step: Mapping[str, Any], target: Target
 ) -> dict[str, Any]:
   """Returns rows and FLOPs of an update, and on a TPU the speed that its time gives."""
-  model = dataclasses.replace(config.model, max_length=corpus.length)
   rows = config.population.members * config.batch_size
-  flops = flops_per_row(model, config.mask)['actual'] * rows / step['chips']
+  flops = actual_flops(config.model, config.largest_mask, corpus.length) * rows / step['chips']
   result = {
     'batch': [config.batch_size, corpus.length],
     'corpus_rows': corpus.rows,

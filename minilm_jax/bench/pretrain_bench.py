@@ -78,7 +78,7 @@ def bench_pretraining(
   peak_bytes = machine.read_peak_memory()  # before the measurements below, which allocate memory
   median = statistics.median(seconds[''])
   rows_per_step = config.batch_size * config.population.members
-  flops = flops_per_row(config.model, config.mask)['actual'] * rows_per_step / median
+  flops = flops_per_row(config.model, config.largest_mask)['actual'] * rows_per_step / median
   dtype, side = machine.choose_matrix_product()
   peak_flops = machine.measure_peak_flops(dtype, side)
   result = _summarize_speed('', seconds[''], config) | {

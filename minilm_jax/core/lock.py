@@ -3,8 +3,8 @@
 The file `.lock` in the directory identifies the process that holds the lock, the holder. Its
 modification time is the heartbeat of the holder. Other processes are refused unless the holder is
 dead. A holder on this host is dead if it has ended, or if its PID belongs to a later process. A
-holder on another host or in another container is dead if it has missed its heartbeats. Locks of the operating system are
-not used, because they do not work on every network file system.
+holder on another host or in another container is dead if it has missed its heartbeats. Locks of
+the operating system are not used, because they do not work on every network file system.
 
 Locks are not re-entrant: a second attempt by the same process fails too. A lock covers one
 directory, not its subdirectories.
@@ -264,9 +264,8 @@ def _is_dead(path: epath.Path, holder: _Holder | None) -> bool:
 
   A process that runs on this host counts as alive without heartbeats, because it can be suspended.
   """
-  is_local = holder and holder.host == socket.gethostname()
-  # A lock of an earlier version has no namespace.
-  if holder and is_local and holder.namespace in (None, _read_namespace()):
+  places = None, _read_namespace()  # a lock of an earlier version has no namespace
+  if holder and holder.host == socket.gethostname() and holder.namespace in places:
     try:
       os.kill(holder.process, 0)
     except ProcessLookupError:

@@ -142,7 +142,7 @@ def expand_names(path: str, argument: str) -> list[str]:
       raise InputError(
         f'--config={path}:all',
         f'no table RUNS in {path}',
-        'give names as in --config=FILE:NAME,NAME, add the table, or run minilm pretrain',
+        'give names as in --config=FILE:NAME,NAME, or add the table; minilm pretrain runs one recipe',
       )
     return runs
   words = filter(None, map(str.strip, argument.split(',')))

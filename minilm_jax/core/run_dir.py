@@ -77,6 +77,11 @@ def append_line(path: epath.PathLike, record: dict[str, Any]) -> None:
     files.append_bytes(path, files.format_json_line(record).encode())
 
 
+def compute_row_length(line: Mapping[str, Any], batch_size: int) -> int:
+  """Returns the tokens of a row of the corpus, from a line of metrics.jsonl after step 0."""
+  return round(line['tokens'] / (line['step'] * batch_size))
+
+
 def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
   """Yields the records of a log without an incomplete last line; nothing for a missing file.
 

@@ -295,7 +295,7 @@ def _read_row_length(folder: epath.Path, config: RunConfig) -> int:
   lines = [line for line in run_dir.read_lines(folder / run_dir.METRICS) if line['step']]
   if not lines:
     return config.model.max_length
-  return round(lines[-1]['tokens'] / (lines[-1]['step'] * config.batch_size))
+  return run_dir.compute_row_length(lines[-1], config.batch_size)
 
 
 def _describe_training(config: RunConfig, step: int, origin: str, length: int) -> str:

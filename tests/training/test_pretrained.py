@@ -71,9 +71,10 @@ def test_log_and_result_have_the_members(together):
   assert all_lines[-1]['flops'] == manifest['flops_per_row']['actual'] * rows
 
 
-def test_a_member_is_its_solo_run(together, tiny_corpus, tmp_path):
-  """Rows, masks and dropped units are equal."""
-  config, number = make_run_config(tiny_corpus, **DIFFERENT), 3
+@pytest.mark.parametrize('number', [1, 3])
+def test_a_member_is_its_solo_run(number: int, together, tiny_corpus, tmp_path):
+  """Rows, masks and dropped units are equal, also if another member has more masked positions."""
+  config = make_run_config(tiny_corpus, **DIFFERENT)
   solo_config = population.member_configs(config)[number]
   assert solo_config.population.members == 1 and solo_config.seed == number
   run.pretrain(solo_config, tmp_path)
