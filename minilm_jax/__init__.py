@@ -11,8 +11,8 @@ The functions of this module do the work of the commands of `minilm`:
     model = minilm_jax.load('runs/lm')
 
 Each function that writes a directory can be called again: it resumes there, or returns the stored
-result. A recipe is a file, `configs/x.py` or `configs/x.py:argument`, or a ConfigDict; `overrides`
-replaces fields of the recipe by dotted name, such as `{'optimizer.learning_rate': 1e-3}`. A run with
+result. A recipe is a file, `configs/x.py` or `configs/x.py:argument`, a ConfigDict or nested dicts;
+`overrides` replaces fields of the recipe by dotted name, such as `{'optimizer.learning_rate': 1e-3}`. A run with
 a custom encoder names its module: only modules in `trust`, such as `package.module` with commas
 between, are imported for a stored run. Invalid input raises `InputError`. Importing the package does
 not import JAX.
@@ -33,7 +33,7 @@ if typing.TYPE_CHECKING:
 
 __version__ = '0.1.0'
 
-Recipe: typing.TypeAlias = 'str | os.PathLike | config_dict.ConfigDict'
+Recipe: typing.TypeAlias = 'str | os.PathLike | config_dict.ConfigDict | Mapping[str, Any]'
 Overrides: typing.TypeAlias = Mapping[str, Any]
 
 
@@ -112,7 +112,7 @@ def finetune(
   overrides: Overrides | None = None,
   *,
   with_scratch: bool = False,
-  trust: str = '',
+  trust: str | Sequence[str] = '',
 ) -> list[dict[str, Any]]:
   """Fine-tunes the encoder of a pre-training run on a task, once for each seed and learning rate.
 
@@ -145,7 +145,7 @@ def evaluate(
   corpus: str | os.PathLike = '',
   split: str = 'validation',
   *,
-  trust: str = '',
+  trust: str | Sequence[str] = '',
 ) -> dict[str, Any]:
   """Measures the masked-language-modelling loss of a pre-training run.
 
@@ -169,12 +169,12 @@ def evaluate(
 
 
 def report(
-  runs: Sequence[str | os.PathLike], workdir: str | os.PathLike
+  runs: str | os.PathLike | Sequence[str | os.PathLike], workdir: str | os.PathLike
 ) -> 'dict[str, epath.Path]':
   """Writes a page with tables and figures of runs.
 
   Args:
-    runs: run directories, or folders that hold run directories at any depth.
+    runs: one or several run directories, or folders that hold run directories at any depth.
     workdir: the folder of the page.
 
   Returns:
@@ -182,10 +182,11 @@ def report(
   """
   from minilm_jax.analysis.report import report
 
+  runs = [runs] if isinstance(runs, (str, os.PathLike)) else runs
   return report.report([_expand_home(run) for run in runs], _expand_home(workdir))
 
 
-def load(folder: str | os.PathLike, trust: str = '') -> 'Model':
+def load(folder: str | os.PathLike, trust: str | Sequence[str] = '') -> 'Model':
   """Opens a trained model: a pre-training run, a classifier, or a committee of classifiers.
 
   Args:
@@ -209,6 +210,9 @@ def load(folder: str | os.PathLike, trust: str = '') -> 'Model':
     >>> minilm_jax.load('runs/about/classifier-0').predict('the dog sleeps .')[0]['label']  # doctest: +SKIP
     'animal'
   """
+  from minilm_jax.core import backend
+
+  backend.prepare()
   from minilm_jax.evaluation import inference
 
   return inference.load_model(_expand_home(folder), trust)

@@ -1,5 +1,6 @@
 """The functions of `minilm_jax` that do the work of the commands."""
 
+import jax
 import pytest
 
 import minilm_jax
@@ -39,6 +40,7 @@ def test_the_functions_run_every_stage(tmp_path, caplog):
   assert continued['origin'] == f'{run}@4' and continued['updates'] == 2
   page = minilm_jax.report([run, tmp_path / 'task'], tmp_path / 'report')['report.html']
   assert page.exists()
+  assert minilm_jax.report(str(run), tmp_path / 'single')['report.html'].exists()
   assert minilm_jax.load(run).encode(['the dog sleeps .']).shape == (1, 16)
   assert not [record for record in caplog.records if record.name == 'absl']  # of Orbax
 
@@ -48,6 +50,13 @@ def test_a_recipe_can_be_a_config_dict(tmp_path):
   recipe.documents.sources, recipe.workers = 'microworld:300', 1
   folder = minilm_jax.build_corpus(recipe, tmp_path / 'corpus')
   assert (folder / 'manifest.json').exists()
+  assert minilm_jax.build_corpus(recipe.to_dict(), tmp_path / 'corpus') == folder
+
+
+def test_training_in_64_bits_is_refused(tmp_path):
+  with jax.enable_x64(True), pytest.raises(InputError, match='jax_enable_x64=True'):
+    minilm_jax.pretrain('configs/tiny.py', tmp_path / 'run')
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(

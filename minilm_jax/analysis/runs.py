@@ -28,6 +28,10 @@ _LATENCY_FREE_FIELDS = tuple(
 )
 # Settings of a protocol besides those of head and optimizer.
 _PROTOCOL_FIELDS = ('batch_size', 'epochs', 'length', 'patience', 'likelihood')
+# Settings that distinguish custom tasks, which have one name; of paths, the last part.
+_CUSTOM_TASK = 'own'
+_CUSTOM_TASK_FIELDS = ('task.fields', 'task.label', 'task.kind', 'task.markers')
+_CUSTOM_TASK_PATHS = ('task.folder', 'task.train')
 K = TypeVar('K', bound=Hashable)
 T = TypeVar('T')
 Line = dict[str, Any]  # of metrics.jsonl or scores.jsonl
@@ -215,12 +219,18 @@ def _read_protocol(path: epath.Path) -> dict[str, Any]:
   """Returns the settings of a fine-tuning or evaluation that its scores do not have as fields."""
   fields = run_dir.flatten(old_names.complete_recipe(read_config(path)))
   groups = ('head', 'optimizer')
-  return {
+  protocol = {
     name: value
     for name, value in fields.items()
     if name in _PROTOCOL_FIELDS
     or (name.partition('.')[0] in groups and name != 'optimizer.learning_rate')
   }
+  if 'task.name' in fields and fields['task.name'] == _CUSTOM_TASK:
+    protocol |= {name: fields[name] for name in _CUSTOM_TASK_FIELDS if name in fields}
+    protocol |= {
+      name: epath.Path(fields[name]).name for name in _CUSTOM_TASK_PATHS if name in fields
+    }
+  return protocol
 
 
 def read_scores(run_paths: Mapping[str, epath.Path]) -> Iterator[Line]:

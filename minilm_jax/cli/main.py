@@ -70,6 +70,12 @@ def _run_safely(name: str, words: Sequence[str]) -> int:
       )
     )
     return distributed.exit_now(_INPUT_ERROR_STATUS)
+  except (RuntimeError, AssertionError):
+    fault = _find_device_fault()
+    if fault is None:
+      raise
+    _print_error(fault)
+    return distributed.exit_now(_INPUT_ERROR_STATUS)
   except KeyboardInterrupt as error:
     interrupt = (
       error if isinstance(error, signals.Interrupted) else signals.Interrupted(signal.SIGINT)
@@ -100,6 +106,14 @@ def _run(name: str, words: Sequence[str]) -> None:
     absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs every checkpoint
     COMMANDS[name].run(config, options, paths)
   sys.stdout.flush()
+
+
+def _find_device_fault() -> InputError | None:
+  if 'jax' not in sys.modules:
+    return None
+  from minilm_jax.core import backend
+
+  return backend.find_device_fault()
 
 
 def _print_error(error: InputError | signals.Interrupted) -> None:

@@ -29,6 +29,8 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from minilm_jax.core.errors import InputError
+
 _MAX_CPU_DEVICES = 16  # each device stores parameters and moments
 _MEMORY_FILES = ('/proc/meminfo', '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.stat')
 _CGROUPS, _CGROUP_ROOT = pathlib.Path('/proc/self/cgroup'), pathlib.Path('/sys/fs/cgroup')
@@ -143,6 +145,31 @@ def prepare(deterministic: bool = False) -> None:
   # By default, JAX stores programs only if they compile in a second or more.
   if _MIN_COMPILE_SECONDS.upper() not in os.environ:
     jax.config.update(_MIN_COMPILE_SECONDS, 0.0)
+
+
+def check_precision() -> None:
+  """Refuses 64-bit arithmetic, because states and programs of training are float32."""
+  if read_setting('jax_enable_x64'):
+    raise InputError(
+      'training in float32', 'jax_enable_x64=True', 'unset JAX_ENABLE_X64, or use another process'
+    )
+
+
+def find_device_fault() -> InputError | None:
+  """Returns the error of a platform that JAX cannot use, or None if JAX has devices."""
+  import jax
+
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    platforms = read_setting('jax_platforms')
+    return InputError(
+      f'devices of JAX_PLATFORMS={platforms}' if platforms else 'devices of JAX',
+      ' '.join(str(error).split()) or 'no plugin for this platform',
+      "install the extra of the platform, as in pip install 'minilm_jax[cuda]', or set "
+      'JAX_PLATFORMS=cpu',
+    )
+  return None
 
 
 def _make_cache_folder() -> pathlib.Path | None:

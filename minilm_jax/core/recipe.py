@@ -20,7 +20,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ml_collections import config_dict
@@ -29,8 +29,10 @@ from minilm_jax.core import paths, progress
 from minilm_jax.core.config import FinetuneConfig, RunConfig
 from minilm_jax.core.corpus_config import CorpusConfig
 from minilm_jax.core.errors import LIBRARY_ERRORS, NO_TEXT, PATH, InputError, PathText, suggest_name
+from minilm_jax.core.model_config import EncoderConfig
 
 T = TypeVar('T')
+F = TypeVar('F', bound=Callable[..., Any])
 KINDS: dict[str, type] = {'pretrain': RunConfig, 'corpus': CorpusConfig, 'finetune': FinetuneConfig}
 # Exceptions of the code of a recipe or custom encoder; RecursionError is a RuntimeError.
 RECIPE_ERRORS = (*LIBRARY_ERRORS, SyntaxError, NameError, StopIteration, SystemExit)
@@ -211,7 +213,9 @@ def find_field(fields: Mapping[str, Any], name: str) -> Any:
   return fields[name]
 
 
-def override_fields(source: config_dict.ConfigDict, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def override_fields(
+  source: config_dict.ConfigDict | Mapping[str, Any], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
   """Returns a recipe as nested dicts, with the fields in `overrides` replaced.
 
   Args:
@@ -220,6 +224,7 @@ def override_fields(source: config_dict.ConfigDict, overrides: Mapping[str, Any]
   Raises:
     InputError: a name is unknown, or is a group of fields.
   """
+  source = source if isinstance(source, config_dict.ConfigDict) else config_dict.ConfigDict(source)
   fields, tree = list_fields(source), source.to_dict()
   for name, value in overrides.items():
     find_field(fields, name)
@@ -294,6 +299,8 @@ def _convert(kind: Any, value: Any, field: str) -> Any:
       value = [item.strip() for item in value.split(',') if item.strip()]
     items = value if isinstance(value, (list, tuple)) else [value]
     return tuple(_convert(item_kind, item, field) for item in items)
+  if isinstance(value, os.PathLike) and PATH in rules:
+    value = os.fspath(value)
   if isinstance(value, str):
     if PATH in rules:
       value = paths.expand_home(value)
@@ -325,8 +332,9 @@ def as_dict(config: Any) -> dict[str, Any]:
   return dataclasses.asdict(config)
 
 
-def allow_modules(names: str) -> None:
-  """Allows `import_class` to import modules: `package.module[:Class]`, separated by commas."""
+def allow_modules(names: str | Sequence[str]) -> None:
+  """Allows `import_class` to import modules: `package.module[:Class]`, a list or separated by commas."""
+  names = names if isinstance(names, str) else ','.join(names)
   modules = (name.partition(':')[0].strip() for name in names.split(','))
   _trusted_modules.update(filter(None, modules))
 
@@ -371,14 +379,38 @@ def import_class(name: str) -> Any:
   return getattr(module, attribute)
 
 
+def cache_by_encoder(maxsize: int = 64) -> Callable[[F], F]:
+  """Returns a decorator that caches a function of an `EncoderConfig`.
+
+  The class of a custom encoder is part of the key, because a notebook may define it again under the
+  same name.
+  """
+
+  def decorate(function: F) -> F:
+    @functools.lru_cache(maxsize)
+    def call(encoder_class: Any, *arguments: Any) -> Any:
+      return function(*arguments)
+
+    @functools.wraps(function)
+    def cached(*arguments: Any) -> Any:
+      config = next(value for value in arguments if isinstance(value, EncoderConfig))
+      return call(import_class(config.encoder) if config.encoder else None, *arguments)
+
+    return typing.cast(F, cached)
+
+  return decorate
+
+
 def _describe_missing_module(subject: str, module: str, missing: str) -> InputError:
   package = sys.modules[missing.rpartition('.')[0]] if '.' in missing else None
   paths = ', '.join(getattr(package, '__path__', ()))
   root = module.partition('.')[0]
+  if paths and (pathlib.Path.cwd() / root).is_dir():
+    remedy = f'rename the folder {root}, because another package has this name'
+  else:
+    remedy = f'run the command in the folder that contains {root}, or add that folder to PYTHONPATH'
   return InputError(
-    subject,
-    f'no module {missing} in {paths or f"{os.getcwd()} or on PYTHONPATH"}',
-    f'run the command in the folder that contains {root}, or add that folder to PYTHONPATH',
+    subject, f'no module {missing} in {paths or f"{os.getcwd()} or on PYTHONPATH"}', remedy
   )
 
 

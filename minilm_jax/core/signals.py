@@ -8,8 +8,9 @@
 | SIGUSR1 | Slurm and submitit, some time before the limit of a job |
 
 Python runs a handler in the main thread between two instructions. The exception of the first signal
-therefore runs every `finally`. A second signal exits immediately. Other threads and ignored signals
-are unaffected; a shell ignores SIGINT for background processes, and `nohup` ignores SIGHUP.
+therefore runs every `finally`. A second signal exits immediately in a command, and raises an exception
+in a program that calls this package, such as a notebook. Other threads and ignored signals are
+unaffected; a shell ignores SIGINT for background processes, and `nohup` ignores SIGHUP.
 
 In a job of Slurm, SIGUSR1 asks for a save alone, and the program goes on. Slurm sends SIGTERM at
 the limit.
@@ -31,6 +32,7 @@ SIGNALS = tuple(
 _EXIT_OFFSET = 128  # shells define the exit status after a signal as 128 plus its number
 # Number of open blocks, and whether a signal arrived in the outermost block.
 _num_blocks, _is_signaled = 0, False
+_is_command = False  # a block of `raise_on_signals` is open
 _is_save_requested = False
 
 
@@ -76,7 +78,7 @@ def raise_on_signals() -> Iterator[None]:
   def interrupt(number: int) -> None:
     raise Interrupted(number)
 
-  with _handle_signals(interrupt, stay=True):
+  with _handle_signals(interrupt, is_command=True):
     yield
 
 
@@ -99,9 +101,12 @@ def note_signals() -> Iterator[SignalFlag]:
 
 
 @contextlib.contextmanager
-def _handle_signals(on_first: Callable[[int], None], stay: bool = False) -> Iterator[None]:
-  """Calls `on_first` with the number of the first signal; the second signal exits the process."""
-  global _num_blocks, _is_signaled
+def _handle_signals(on_first: Callable[[int], None], is_command: bool = False) -> Iterator[None]:
+  """Calls `on_first` with the number of the first signal.
+
+  The second signal exits the process of a command, or raises `Interrupted`.
+  """
+  global _num_blocks, _is_signaled, _is_command
   if threading.current_thread() is not threading.main_thread():
     yield
     return
@@ -111,12 +116,15 @@ def _handle_signals(on_first: Callable[[int], None], stay: bool = False) -> Iter
     if 'SLURM_JOB_ID' in os.environ and signal.Signals(number).name == 'SIGUSR1':
       _is_save_requested = True
       return
-    if _is_signaled:
+    if _is_signaled and _is_command:
       os._exit(_EXIT_OFFSET + number)
+    if _is_signaled:
+      raise Interrupted(number)
     _is_signaled = True
     on_first(number)
 
   _num_blocks, _is_signaled = _num_blocks + 1, _is_signaled and _num_blocks > 0
+  _is_command = is_command or (_is_command and _num_blocks > 1)
   old_handlers = {
     number: signal.signal(number, handler)
     for number in SIGNALS
@@ -126,6 +134,7 @@ def _handle_signals(on_first: Callable[[int], None], stay: bool = False) -> Iter
     yield
   finally:
     _num_blocks -= 1
-    if not (stay and _is_signaled):
+    if not (is_command and _is_signaled):
+      _is_command = _is_command and not is_command
       for number, old_handler in old_handlers.items():
         signal.signal(number, old_handler or signal.SIG_DFL)  # None is a handler set by C code

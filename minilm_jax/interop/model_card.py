@@ -47,6 +47,8 @@ _SHAPE_FIELDS = {
   'dropout': 'dropout',
   'short_convolution': 'width of the short convolution, tokens',
 }
+# Fields that are true for every custom encoder.
+_CUSTOM_SHAPE_FIELDS = ('hidden_size', 'max_length', 'vocab_size', 'tied')
 _OPTIMIZERS = {
   'adamw': 'AdamW',
   'muon': 'Muon for the matrices of the encoder, AdamW for all other parameters',
@@ -239,7 +241,10 @@ def _describe_architecture(config: EncoderConfig) -> str:
   rows = [
     (description, escape_markdown(getattr(config, name)))
     for name, description in _SHAPE_FIELDS.items()
+    if not config.encoder or name in _CUSTOM_SHAPE_FIELDS
   ]
+  if config.encoder:
+    rows.append(('Flax module, which defines the layers', escape_markdown(config.encoder)))
   if config.convolutions:
     kernel = ' x '.join(map(str, config.kernel))
     description = (

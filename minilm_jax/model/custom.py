@@ -28,6 +28,7 @@ Rules:
   constants in `__call__`, and take randomness from `key` (`layers.split_key`,
   `layers.apply_dropout`).
 - `__init__` initializes the parameters from `rngs`; `config.initialization` applies to the head.
+- Each layer and parameter is stored once. Shared layers are called several times.
 - The class may read every field of `config`, and implements `dropout`, `dtype` and `remat` itself.
 - Weight decay follows paths: name tables `embedding` and norms `norm`, as in `optimizer.no_decay`.
 - Muon updates matrices named `kernel`, except below `embedding` and `convolution`. AdamW updates all
@@ -39,15 +40,14 @@ The class cannot change loss, step or sharding; every device has a copy of the p
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from minilm_jax.core import recipe
+from minilm_jax.core import backend, recipe
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.model.initialization import path_name
@@ -66,7 +66,7 @@ class CustomEncoder:
   shapes: Any
 
 
-@functools.lru_cache(maxsize=64)
+@recipe.cache_by_encoder()
 def load_custom_encoder(config: EncoderConfig) -> CustomEncoder:
   """Returns the encoder of `config.encoder`, after checks on shapes without computation.
 
@@ -74,6 +74,7 @@ def load_custom_encoder(config: EncoderConfig) -> CustomEncoder:
     InputError: The class is not trusted, is missing, is not a Flax NNX module, or lacks the
       interface of this module.
   """
+  backend.check_precision()
   name, subject = config.encoder.partition(':')[2], f'the encoder {config.encoder}'
   encoder_class = recipe.import_class(config.encoder)
   if not (isinstance(encoder_class, type) and issubclass(encoder_class, nnx.Module)):
@@ -82,10 +83,20 @@ def load_custom_encoder(config: EncoderConfig) -> CustomEncoder:
       f'{name} is not a Flax NNX module',
       f'write class {name}(nnx.Module), with nnx of flax',
     )
-  shapes, other_shapes = (
-    _trace(subject, f'{name}(config, rngs)', lambda: encoder_class(config, nnx.Rngs(0)))
-    for _ in range(2)
-  )
+  shared: list[tuple[str, str]] = []
+
+  def construct() -> nnx.Module:
+    model = encoder_class(config, nnx.Rngs(0))
+    shared.extend(_find_shared(model))
+    return model
+
+  shapes, other_shapes = (_trace(subject, f'{name}(config, rngs)', construct) for _ in range(2))
+  if shared:
+    raise InputError(
+      subject,
+      f'{shared[0][1]} is the same parameter as {shared[0][0]}',
+      'store a shared layer once, and call it several times',
+    )
   _check_parameters(subject, shapes)
   if jax.tree.structure(shapes) != jax.tree.structure(other_shapes):
     raise InputError(
@@ -134,15 +145,30 @@ def _check_array(subject: str, operation: str, result: Any, shape: tuple[int, ..
   )
 
 
+def _list_variables(model: Any) -> list[tuple[Any, Any]]:
+  return jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def _find_shared(model: Any) -> Iterator[tuple[str, str]]:
+  """Yields two paths of each variable with several; copies of the model would separate them."""
+  paths: dict[int, str] = {}
+  for path, leaf in _list_variables(model):
+    name = path_name(path)
+    first = paths.setdefault(id(leaf), name)
+    if first != name:
+      yield first, name
+
+
 def _check_parameters(subject: str, model: Any) -> None:
   """Checks that all arrays are float32 parameters, because all are trained, saved and stacked."""
-  leaves = jax.tree_util.tree_leaves_with_path(model, is_leaf=lambda x: isinstance(x, nnx.Variable))
+  leaves = _list_variables(model)
   for path, leaf in leaves:
-    if not isinstance(leaf, nnx.Param) or leaf.dtype != jnp.float32:
+    dtype = leaf.dtype if hasattr(leaf, 'dtype') else 'not an array'
+    if not isinstance(leaf, nnx.Param) or dtype != jnp.float32:
       kind = type(leaf).__name__ if isinstance(leaf, nnx.Variable) else 'bare array'
       raise InputError(
         subject,
-        f'{path_name(path)} is a {kind} ({leaf.dtype})',
+        f'{path_name(path)} is a {kind} ({dtype})',
         'use only nnx.Param of float32: make constants in __call__, take randomness from its key',
       )
   if not leaves:

@@ -17,7 +17,6 @@ For a custom encoder, parameters are the elements of its arrays, and FLOPs the p
 trace. `honey` then adds look-up and output to these products.
 """
 
-import functools
 import itertools
 import math
 from typing import Any
@@ -25,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from minilm_jax.core import recipe
 from minilm_jax.core.config import MaskConfig
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.model.heads import trace_masked_language_model
@@ -141,7 +141,7 @@ def _count_pairs(size: int, kernel: int) -> int:
   return size * kernel - before * (before + 1) // 2 - after * (after + 1) // 2
 
 
-@functools.lru_cache(maxsize=64)
+@recipe.cache_by_encoder()
 def _count_custom_flops(config: EncoderConfig, length: int) -> int:
   row = (jax.ShapeDtypeStruct((1, length), kind) for kind in (jnp.int32, jnp.bool_))
   trace = jax.make_jaxpr(lambda model, tokens, mask: model(tokens, mask, key=None))

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Integer, Key
 
+from minilm_jax.core import recipe
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.initialization import initialize
@@ -189,7 +190,7 @@ def init_classifier(
   return _initialize(Classifier, (config, head, classes or 1), key)
 
 
-@functools.lru_cache(maxsize=64)
+@recipe.cache_by_encoder()
 def trace_masked_language_model(config: EncoderConfig) -> MaskedLanguageModel:
   """Returns a model for pre-training with shapes in place of parameters."""
   if config.encoder:

@@ -230,7 +230,8 @@ def check_task(task: Task, train: Examples, *others: Examples) -> None:
       raise InputError(
         f'the label {task.labels[label]!r} of {task.name}',
         'no training examples, but examples in another split',
-        'add training examples of the label, or remove it from the other splits',
+        'add training examples of the label, raise a limit of training examples in the recipe, or '
+        'remove the label from the other splits',
       )
   for name, count in zip(task.labels, counts.tolist(), strict=True):
     if count < loading.MIN_CLASS_SIZE:

@@ -166,6 +166,7 @@ def prepare(
   model = dataclasses.replace(
     pretrained.load_single_config(source).model, dropout=config.head.dropout
   )
+  finetune_step.check_optimizer(config, model)
   tokenizer = pretrained.load_tokenizer(source)
   encoders = {step: load_encoder(source, model, step) for step in starts if step is not None}
   encoded = task_data.prepare_task_data(

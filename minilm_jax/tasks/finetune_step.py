@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int32, Shaped, UInt32
 
-from minilm_jax.core import rng
+from minilm_jax.core import recipe, rng
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.corpus_config import PAD_ID
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
@@ -29,7 +29,7 @@ from minilm_jax.model.heads import Classifier, init_classifier
 from minilm_jax.model.initialization import path_name
 from minilm_jax.tasks.task import REGRESSION
 from minilm_jax.tasks.task_data import TaskRows
-from minilm_jax.training import optimizer, population, sharding, train_step
+from minilm_jax.training import optimizer, population, train_step
 from minilm_jax.training.train_step import TrainState
 
 _EMBEDDING_TABLE = 'embedding.tokens.embedding'
@@ -244,6 +244,16 @@ def count_updates(config: FinetuneConfig, examples: int) -> int:
   return math.ceil(config.epochs * examples / config.batch_size)
 
 
+def check_optimizer(config: FinetuneConfig, model: EncoderConfig) -> None:
+  """Checks that the parameters of a model have the names in `optimizer.no_decay`.
+
+  Raises:
+    InputError: They lack one of the names.
+  """
+  init = lambda: init_classifier(model, config.head, 0, jax.random.key(0))  # noqa: E731
+  optimizer.decay_mask(config.optimizer, optimizer.select_parameters(jax.eval_shape(init)))
+
+
 def init_member(
   init: MemberInit, encoders: Any, shape: StepShape, model: EncoderConfig, config: FinetuneConfig
 ) -> MemberState:
@@ -307,7 +317,7 @@ def compute_outputs(
   return outputs.reshape(-1, outputs.shape[-1])
 
 
-@functools.lru_cache(maxsize=1)  # further checkpoints on the same task compile nothing
+@recipe.cache_by_encoder(maxsize=1)  # further checkpoints on the same task compile nothing
 def build_finetune_program(
   shape: StepShape,
   config: FinetuneConfig,
@@ -345,7 +355,7 @@ def build_finetune_program(
   )
 
 
-@functools.lru_cache(maxsize=1)  # fresh encoders do not depend on the task
+@recipe.cache_by_encoder(maxsize=1)  # fresh encoders do not depend on the task
 def init_encoders(model: EncoderConfig, head: HeadConfig) -> Callable[[Any], Any]:
   """Returns a compiled function from seeds `[P]` to a stack of fresh encoders."""
   return jax.jit(
@@ -367,4 +377,4 @@ def group_members(program: FinetuneProgram, inits: Sequence[tuple[int, float, in
 
 def replicate_arrays(values: Any, program: FinetuneProgram) -> Any:
   """Copies arrays to all devices."""
-  return jax.device_put(values, sharding.replicated(program.mesh))
+  return jax.device_put(values, NamedSharding(program.mesh, PartitionSpec()))

@@ -124,10 +124,10 @@ def decay_mask(config: OptimizerConfig, model: Any) -> Any:
   """Returns a tree with True for parameters whose path contains no pattern of `no_decay`.
 
   Raises:
-    InputError: A pattern matches no parameter.
+    InputError: A pattern matches no parameter, and the weight decay is not 0.
   """
   names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(model)[0]]
-  for pattern in config.no_decay:
+  for pattern in config.no_decay if config.weight_decay else ():
     if not any(pattern in name for name in names):
       raise InputError(
         f'optimizer.no_decay={pattern!r}',

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from minilm_jax.core import backend
 from minilm_jax.core.config import MeshConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.model.initialization import path_name
@@ -48,8 +49,9 @@ def make_mesh(
 
   Raises:
     InputError: The mesh needs more devices, leaves a process without a device, or does not divide
-      the members.
+      the members. JAX computes in 64 bits.
   """
+  backend.check_precision()
   devices = devices or jax.devices()
   population = config.population or _find_largest_divisor(
     members, len(devices) // (config.model * (config.data or 1))

@@ -9,6 +9,7 @@ import pytest
 
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.report import report
+from minilm_jax.analysis.scores import make_score_table
 from minilm_jax.core import files, run_dir
 from tests import fake_runs
 
@@ -88,3 +89,13 @@ def test_scores_have_the_settings_of_their_protocol(tmp_path):
   (line,) = runs.read_scores(runs.find_runs([folder]))
   assert line['protocol']['epochs'] == 3.0 and line['protocol']['head.pooling'] == 'mean'
   assert not {'seeds', 'checkpoint', 'optimizer.learning_rate'} & set(line['protocol'])
+
+
+def test_custom_tasks_of_one_name_are_different_tasks(tmp_path):
+  for name, label, train in (('a', 'about', 'x/two.csv'), ('b', 'mood', 'y/two.csv')):
+    folder = fake_runs.write_finetune_run(tmp_path / name, pathlib.Path('tiny'), [0.7])
+    config = json.loads((folder / run_dir.CONFIG).read_text())
+    config |= {'task': {'name': 'own', 'label': label, 'train': train}}
+    (folder / run_dir.CONFIG).write_text(json.dumps(config))
+  rows = make_score_table(runs.read_scores(runs.find_runs([tmp_path])))
+  assert [row.protocol for row in rows] == ['task.label=about', 'task.label=mood']

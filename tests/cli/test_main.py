@@ -17,7 +17,7 @@ import pytest
 import minilm_jax
 from configs import glue, paper1, paper1_grids
 from minilm_jax.cli import commands, flags, main
-from minilm_jax.core import signals
+from minilm_jax.core import backend, signals
 from minilm_jax.core.errors import InputError
 from minilm_jax.training import checkpoint
 from tests.docstring_commands import parse
@@ -403,6 +403,21 @@ def test_a_closed_pipe_is_no_error():
   )
   os.close(writer)
   assert process.returncode == 0 and not process.stderr
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'nonsense'])
+def test_a_platform_without_devices_is_refused(platform: str, tiny_run: pathlib.Path):
+  if platform == 'cuda' and any(map(importlib.util.find_spec, backend.CUDA_PLUGINS)):
+    pytest.skip('a CUDA plugin is installed')
+  process = subprocess.run(
+    [sys.executable, '-m', 'minilm_jax', 'evaluate', f'--checkpoint={tiny_run}'],
+    env=os.environ | {'JAX_PLATFORMS': platform},
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert process.returncode == 2 and process.stderr.startswith('asked: devices of JAX_PLATFORMS=')
 
 
 def test_an_error_of_the_program_keeps_its_traceback(monkeypatch):

@@ -142,6 +142,7 @@ def test_invalid_fields_are_refused(kind: str, path: str, value: Any, part: str)
     ('seeds', 7, lambda c: c.seeds, (7,)),
     ('epochs', 3, lambda c: c.epochs, 3.0),
     ('optimizer.no_decay', '', lambda c: c.optimizer.no_decay, ()),
+    ('task.train', pathlib.Path('a.csv'), lambda c: c.task.train, 'a.csv'),
   ],
 )
 def test_values_are_converted_like_those_of_the_command_line(

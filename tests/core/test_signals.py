@@ -1,4 +1,4 @@
-"""The first signal raises or sets a flag, the second exits; handlers are restored."""
+"""The first signal raises or sets a flag, the second exits a command; handlers are restored."""
 
 import os
 import pathlib
@@ -70,6 +70,16 @@ def test_the_first_signal_raises_and_runs_finally():
       finally:
         is_cleaned_up = True
   assert is_cleaned_up and not is_reached
+
+
+def test_outside_of_a_command_the_second_signal_raises(handlers):
+  with pytest.raises(KeyboardInterrupt, match='SIGINT'):
+    with signals.note_signals() as flag:
+      send(signal.SIGTERM)
+      send(signal.SIGINT)
+      pytest.fail('the block went on')
+  assert flag.number == signal.SIGTERM
+  assert [signal.getsignal(number) for number in SIGNALS] == handlers
 
 
 def test_consecutive_blocks_each_flag_their_first_signal():

@@ -28,7 +28,6 @@ from minilm_jax.data.tokenizer import (
 from minilm_jax.evaluation import inference
 from minilm_jax.evaluation.inference import LanguageModel
 from minilm_jax.interop import hf_import
-from minilm_jax.model import custom
 from minilm_jax.model.heads import init_masked_language_model
 from minilm_jax.tasks import classifier, committee, committee_scores
 from minilm_jax.training import checkpoint, pretrained
@@ -234,7 +233,6 @@ def test_a_custom_encoder_is_imported_only_with_trust(
 ):
   module = 'configs.examples.gated_rotary'
   monkeypatch.setattr(recipe, '_trusted_modules', set())
-  custom.load_custom_encoder.cache_clear()
   shutil.copytree(tiny_run, tmp_path / 'run')
   config = json.loads((tiny_run / run_dir.CONFIG).read_text())
   config['model']['encoder'] = f'{module}:Encoder'

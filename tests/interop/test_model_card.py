@@ -13,7 +13,7 @@ from minilm_jax.data import tokenizer
 from minilm_jax.interop import model_card
 from minilm_jax.model.flops import actual_flops, count_parameters_by_part, flops_per_row
 from minilm_jax.training import pretrained
-from tests import fake_classifiers, fake_runs
+from tests import fake_classifiers, fake_runs, tiny_config
 
 HOSTILE = (
   '<script>alert(1)</script>',
@@ -70,6 +70,14 @@ def test_a_card_counts_the_tokens_of_the_rows_of_the_corpus(tiny_run, tmp_path: 
   config, cells = pretrained.load_config(copy), read_cells(model_card.build_card(copy))
   assert cells['maximum training tokens, pads included'] == f'{8 * 8 * 32:,}'
   assert cells['FLOPs'] == f'{actual_flops(config.model, config.mask, 32) * 8 * 8:.3g}'
+
+
+def test_a_card_of_a_custom_encoder_names_its_module(monkeypatch: pytest.MonkeyPatch):
+  module = 'configs.examples.gated_rotary'
+  config = tiny_config.make_run_config(pathlib.Path(), **{'model.encoder': f'{module}:Encoder'})
+  text = model_card._describe_architecture(config.model)
+  assert module.replace('_', r'\_') in text and 'hidden size' in text
+  assert 'LayerNorm' not in text and 'attention heads' not in text
 
 
 def test_a_card_of_a_continued_run_names_its_origin(tiny_run: pathlib.Path, tmp_path: pathlib.Path):

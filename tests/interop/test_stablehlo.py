@@ -16,7 +16,6 @@ from minilm_jax.core.model_config import HeadConfig
 from minilm_jax.data import tokenizer
 from minilm_jax.evaluation import inference
 from minilm_jax.interop import export, stablehlo
-from minilm_jax.model import custom
 from minilm_jax.tasks import task_data
 from tests import fake_classifiers
 
@@ -156,7 +155,6 @@ def test_a_custom_encoder_is_exported_only_as_a_program(
     tmp_path / 'source', fake_classifiers.make_classifier(tiny_tokenizer, 0, model=model)
   )
   monkeypatch.setattr(recipe, '_trusted_modules', set())
-  custom.load_custom_encoder.cache_clear()
   with pytest.raises(InputError, match='--format=stablehlo'):
     export.load_model(str(source))
   command = [

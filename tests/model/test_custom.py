@@ -1,7 +1,9 @@
 """A custom encoder is checked before compilation, needs trust, and trains like the built-in one."""
 
 import dataclasses
+import importlib
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -61,6 +63,8 @@ INVALID = [  # a file, changes of the recipe, and a pattern of the error
   (START.replace(KEEP, 'self.norm = nnx.BatchNorm(16, rngs=rngs)'), {}, 'BatchStat'),
   (START.replace(KEEP, 'self.ones = nnx.data(jnp.ones(3))'), {}, 'ones '),
   (START.replace(KEEP, 'self.call = lambda x: x'), {}, '__init__'),
+  (START.replace(KEEP, 'self.twin = self.embedding'), {}, 'twin.embedding is the same parameter'),
+  (START.replace(KEEP, 'self.pair = nnx.Param({"a": jnp.ones(3)})'), {}, 'pair is a Param'),
   (START.replace('_size, rngs', '_size, param_dtype="bfloat16", rngs'), {}, r'Param \(bfloat16\)'),
   (START, {'model.tied': True}, 'encoder.table raises AttributeError'),
 ]
@@ -72,7 +76,6 @@ def empty_folder(tmp_path: pathlib.Path, monkeypatch) -> Iterator[pathlib.Path]:
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(sys, 'path', [*sys.path])
   monkeypatch.setattr(recipe, '_trusted_modules', set())
-  custom.load_custom_encoder.cache_clear()
   yield tmp_path
   for name in ('own', 'evil'):
     sys.modules.pop(name, None)
@@ -137,6 +140,18 @@ def test_class_of_a_recipe_on_the_command_line_is_trusted(empty_folder: pathlib.
   )
   assert isinstance(custom.load_custom_encoder(config.model).build, type)
   assert flops.count_parameters_by_part(config.model)['embedding'] == 512 * 64
+
+
+def test_a_reloaded_class_replaces_the_earlier_one(empty_folder: pathlib.Path):
+  source = empty_folder / 'own.py'
+  source.write_text(START)
+  recipe.allow_modules('own')
+  config = make_config('own:Encoder')
+  before = flops.count_parameters_by_part(config)['total']
+  source.write_text(START.replace(KEEP, 'self.up = nnx.Linear(5, 7, rngs=rngs)'))
+  os.utime(source, ns=(0, 0))  # another time of change, for the cache of bytecode
+  importlib.reload(sys.modules['own'])
+  assert flops.count_parameters_by_part(config)['total'] == before + 5 * 7 + 7
 
 
 @pytest.mark.parametrize('changes', [{}, {'model.positions': 'relative', 'model.num_layers': 3}])

@@ -115,6 +115,8 @@ def test_decay_skips_paths_with_a_pattern():
 def test_a_pattern_that_matches_nothing_is_refused():
   with pytest.raises(InputError, match="no_decay='layernorm'"):
     optimizer.decay_mask(make_optimizer_config(no_decay=('bias', 'layernorm')), PARAMETERS)
+  unused = make_optimizer_config(no_decay=('bias', 'layernorm'), weight_decay=0.0)
+  assert not optimizer.decay_mask(unused, PARAMETERS)['up']['bias']
 
 
 def first_update(gradient: Any, **changes: Any) -> Any:
