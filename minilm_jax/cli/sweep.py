@@ -113,7 +113,8 @@ def _run_point(config: RunConfig, workdir: epath.Path, name: str) -> dict[str, A
       InputError(
         f'the point {name}',
         f'{type(error).__name__}: {first_line}',
-        'raise grad_accumulation_steps, or lower batch_size or population.members',
+        'raise grad_accumulation_steps, or lower batch_size or population.members, and give another '
+        '--workdir',
       ),
     )
   jax.clear_caches()  # compiled programs do not fit the shapes of the next point

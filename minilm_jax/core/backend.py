@@ -309,7 +309,8 @@ def read_gpu_bytes(device: Any) -> int:
   if named or known:
     return (int(named[1]) if named else known[0]) << 30
   try:
-    stats = device.memory_stats() or {}
+    # Processes of a run agree on a number, and cannot read the memory of other hosts.
+    stats = (jax.process_count() == 1 and device.memory_stats()) or {}
   except jax.errors.JaxRuntimeError:  # an absent GPU
     stats = {}
   return stats.get('bytes_limit', _UNKNOWN_GPU_BYTES)

@@ -67,7 +67,7 @@ class OptimizerConfig(Checked):
   # same learning rate.
   algorithm: Annotated[str, one_of('adamw', 'muon')] = 'adamw'
   learning_rate: NonNegativeFloat = 5e-4  # Peak of the schedule.
-  # All schedules begin with a linear warm-up. per_epoch lowers the rate once an epoch, in equal
+  # All other schedules begin with a linear warm-up. per_epoch lowers the rate once an epoch, in equal
   # steps down to rate / epochs; per_epoch_from_zero inserts a first epoch at rate 0, as in paper 2.
   schedule: Annotated[
     str,

@@ -33,6 +33,10 @@ _REMEDY = (
   'read the messages of the other processes, then restart all processes: the run resumes from its '
   'last checkpoint'
 )
+# Errors of a collective whose peer is gone; others, such as RESOURCE_EXHAUSTED, are of this process.
+_LOST_PEER = re.compile(r'UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED|Gloo|NCCL', re.IGNORECASE)
+# Numbers of tasks on each node of a Slurm step, as in 4(x2),1, and on the host in Open MPI.
+_TASKS_OF_NODES = ('SLURM_STEP_TASKS_PER_NODE', 'OMPI_COMM_WORLD_LOCAL_SIZE')
 _SEPARATOR = '\0'
 _is_started = False  # whether jax.distributed.initialize was called, even without success
 _process, _processes = 0, 1
@@ -72,9 +76,9 @@ def initialized(
   except (RuntimeError, ValueError) as error:
     if _processes == 1 or not _is_collective_error(error):
       raise
-    _end_after_loss(
-      f'process {_process} lost the connection to a process: {str(error).splitlines()[0]}'
-    )
+    text = str(error).splitlines()[0]
+    fault = 'lost the connection to a process' if _LOST_PEER.search(text) else 'failed'
+    _end_after_loss(f'process {_process} {fault}: {text}')
   finally:
     if _processes > 1 and not is_orderly:
       # runs before the exit handler of JAX, which waits for the other processes
@@ -210,6 +214,19 @@ def _start(coordinator: str, processes: int | None, process: int | None, wait: i
     )
 
 
+def _choose_local_devices() -> list[int] | None:
+  """Returns [], which is all devices of the host, or None if the host runs several processes.
+
+  In a job of Slurm or Open MPI, JAX would give each process the device of its local number alone.
+  """
+  tasks = [
+    int(count)
+    for name in _TASKS_OF_NODES
+    for count in re.findall(r'(\d+)(?=\(x|,|$)', os.environ.get(name, ''))
+  ]
+  return None if 'JAX_LOCAL_DEVICE_IDS' in os.environ or max(tasks, default=1) > 1 else []
+
+
 def _initialize_jax(wait: int, **arguments: Any) -> None:
   """Calls jax.distributed.initialize; requires the same number of devices in each process."""
   global _is_started, _process, _processes
@@ -233,6 +250,7 @@ def _initialize_jax(wait: int, **arguments: Any) -> None:
     initialization_timeout=wait + JAX_EXTRA_SECONDS,
     heartbeat_timeout_seconds=max(MIN_HEARTBEAT_SECONDS, wait),
     shutdown_timeout_seconds=wait,
+    local_device_ids=_choose_local_devices(),
     **arguments,
   )
   try:
@@ -266,9 +284,9 @@ def check_processes() -> None:
 
   if jax.process_count() != _processes:
     raise InputError(
-      f'training in {_processes} process',
+      f'work in {_processes} process',
       f'devices of {jax.process_count()} processes in JAX',
-      f'start minilm pretrain --coordinator={AUTO} on all hosts',
+      f'start minilm pretrain --coordinator={AUTO} on all hosts; other commands need a single host',
     )
 
 

@@ -221,6 +221,7 @@ class HeadConfig(Checked):
   # Pooling: hidden state of <s> (first), mean over tokens (mean), or a learned weight for each
   # position as in paper 1 (positions).
   pooling: Annotated[str, one_of('first', 'mean', 'positions')] = 'first'
-  dropout: Fraction = 0.1  # Dropout rate of the head.
+  # Dropout rate of the head and, in place of model.dropout, of the encoder in fine-tuning.
+  dropout: Fraction = 0.1
   # Number of heads with separate initialization and dropout, whose logits are averaged.
   ensemble_size: PositiveInt = 1

@@ -4,9 +4,10 @@ The logs metrics.jsonl, scores.jsonl and predictions.jsonl have one JSON object 
 ignore an incomplete last line, which a crash can leave. Process 0 of a multi-process run writes.
 """
 
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from etils import epath
 
@@ -65,7 +66,11 @@ _LINE_SCHEMAS = {
   PREDICTIONS: _LINE_FIELDS | {'predictions?': [NUMBER], 'labels?': [NUMBER]},
 }
 # Recipe fields that can differ when a run is resumed.
-_CHANGEABLE_FIELDS = ('log.sinks', 'log.project', 'log.name')
+_CHANGEABLE_FIELDS = (
+  *('log.sinks', 'log.project', 'log.name'),
+  # Properties of the machine.
+  *('mesh.population', 'mesh.data', 'mesh.model', 'corpus_placement', 'population.strategy'),
+)
 _ABSENT = '(absent)'
 _CHECKPOINT, _CHECKPOINT_LINK = 'checkpoint', 'checkpoint_link'
 _MAX_LINE_BYTES = 1 << 24  # log lines of this package have a few KB
@@ -93,7 +98,8 @@ def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
   if not path.exists():
     return
   try:
-    with path.open('rb') as file:
+    # The files of a bucket have no limit for the length of a line.
+    with path.open('rb') as stream, io.BufferedReader(cast(io.RawIOBase, stream)) as file:
       for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES), b''), 1):
         if not line.strip():
           continue

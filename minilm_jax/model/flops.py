@@ -6,8 +6,8 @@ pass:
 - `honey`: the formula of paper 1, which omits two terms of attention and counts the token look-up
   as a matrix product.
 - `kaplan`: 6 N a token (Kaplan et al., 2020).
-- `actual`: the matrix products of this program, with logits only at masked positions and without the
-  extra columns of `cross_entropy`.
+- `actual`: the matrix products of model and loss in this program, with logits only at masked
+  positions, without the extra columns of `cross_entropy`, and without the products of Muon.
 
 No count has element-wise operations, except the taps of a short convolution. For convolutions, only
 `actual` is meaningful, because a weight acts on each pixel. Paper 2 also counts the zeros around

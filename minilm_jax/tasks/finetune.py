@@ -291,7 +291,7 @@ def train_epoch(
     state.step += updates
     group.update_progress(
       group.updates_before + state.step * len(group.specs),
-      f'loss {np.mean(state.loss_sums) / (state.step - epoch_start):.3f}',
+      f'loss {np.mean(state.loss_sums[sorted(state.active)]) / (state.step - epoch_start):.3f}',
     )
     if state.step < epoch_end:  # at the end of an epoch, scoring precedes the save
       group.maybe_save()

@@ -183,8 +183,14 @@ def load_state(
     return None
   record, arrays = saved
   leaves, tree = jax.tree.flatten(start)
+  # Repeats of the last member fill a group, and their number depends on the devices.
+  members_and_fill = np.minimum(np.arange(len(leaves[0])), len(specs) - 1)
   members = jax.tree.unflatten(
-    tree, [jax.device_put(arrays[f'member {n}'], leaf.sharding) for n, leaf in enumerate(leaves)]
+    tree,
+    [
+      jax.device_put(arrays[f'member {n}'][members_and_fill], leaf.sharding)
+      for n, leaf in enumerate(leaves)
+    ],
   )
   model_tree = jax.tree.structure(population.select_member(start.state.model, 0))
   results = [
@@ -195,7 +201,12 @@ def load_state(
     for index, choices in enumerate(record['kept'])
   ]
   return FinetuneState(
-    members, record['step'], arrays['totals'], results, record['best'], set(record['going'])
+    members,
+    record['step'],
+    arrays['totals'][members_and_fill],
+    results,
+    record['best'],
+    set(record['going']),
   )
 
 

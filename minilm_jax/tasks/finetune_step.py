@@ -33,7 +33,8 @@ from minilm_jax.training import optimizer, population, train_step
 from minilm_jax.training.train_step import TrainState
 
 _EMBEDDING_TABLE = 'embedding.tokens.embedding'
-# Training on more tokens is faster with an update compiled for several lengths.
+# Training on more tokens is faster with an update compiled for several lengths. Dropout depends on the
+# lengths, so a seed alone and the same seed beside others may differ.
 _MIN_TOKENS_TO_BUCKET = 10_000_000
 _MAX_VMAP_MEMBERS = 64  # of one operation on an accelerator
 _EVAL_ROWS = 64  # of one batch on an accelerator

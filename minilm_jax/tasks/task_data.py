@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Int32
 
 from minilm_jax.core import progress
 from minilm_jax.core.config import FinetuneConfig
+from minilm_jax.core.errors import InputError
 from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, PAD_ID, SPECIAL_TOKENS, Tokenizer
 from minilm_jax.tasks import loading
 from minilm_jax.tasks.examples import (
@@ -217,7 +218,17 @@ def prepare_task_data(
 def _read_splits(
   config: FinetuneConfig, task: Task, reported: tuple[str, ...]
 ) -> dict[str, Examples]:
-  """Reads the labelled splits: training, its validation part and the reported splits."""
+  """Reads the labelled splits: training, its validation part and the reported splits.
+
+  Raises:
+    InputError: A split is invalid, or the training split is reported.
+  """
+  if TRAIN_SPLIT in reported:
+    raise InputError(
+      f'scores on task.split={TRAIN_SPLIT}',
+      'the split that trains the models',
+      'give --config.task.split=validation or test',
+    )
   train = read_examples(task, config.task, TRAIN_SPLIT)
   splits = {TRAIN_SPLIT: train}
   if config.validation_fraction:

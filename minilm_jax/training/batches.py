@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from minilm_jax.core import backend, progress, rng
+from minilm_jax.core import backend, distributed, progress, rng
 from minilm_jax.core.config import RunConfig, SubsetConfig
 from minilm_jax.data import corpus
 from minilm_jax.data.rows import BatchWindow, Corpus, select_batch_rows
@@ -116,14 +116,16 @@ def load_resident(
 
 
 def fits_on_devices(program: TrainProgram, folder: epath.PathLike, subset: SubsetConfig) -> bool:
-  """Returns whether the training rows of a recipe fit in half of the free memory."""
+  """Returns whether the training rows of a recipe fit in half of the free memory of all hosts."""
   manifest = corpus.read_manifest(folder)
   rows = corpus.measure_subset(subset, folder, manifest)['rows']
   size = rows * manifest['length'] * np.dtype(manifest['dtype']).itemsize
-  device = program.mesh.devices.flat[0]
-  copies = len(program.mesh.local_devices) if device.platform == 'cpu' else 1
-  free = backend.read_free_bytes(device)
-  return free is None or size * copies <= MAX_CORPUS_SHARE * free
+  devices = program.mesh.local_devices  # the memory of other hosts cannot be read
+  copies = len(devices) if devices[0].platform == 'cpu' else 1
+  free = backend.read_free_bytes(devices[0])
+  fits = free is None or size * copies <= MAX_CORPUS_SHARE * free
+  # Sources of different kinds would give the processes different programs.
+  return all(other_fits for (other_fits,) in distributed.allgather_ints(fits))
 
 
 @contextlib.contextmanager

@@ -153,7 +153,7 @@ def open_writer(
   Raises:
     OSError: A checkpoint could not be written; earlier checkpoints are unchanged.
   """
-  folder, losses = paths.LiteralPath(workdir).resolve() / FOLDER, dict(losses)
+  folder, losses = paths.LiteralPath(paths.resolve_links(workdir)) / FOLDER, dict(losses)
   policy = RetentionPolicy(keep_last, keep_best, losses)
   options = ocp.CheckpointManagerOptions(
     create=True, cleanup_tmp_directories=True, preservation_policy=policy
@@ -239,7 +239,7 @@ def resolve_step(workdir: epath.PathLike, step: int | None = None) -> int:
 
 def step_folder(workdir: epath.PathLike, step: int) -> epath.Path:
   """Returns the folder of a checkpoint, without checking that it exists."""
-  return paths.LiteralPath(workdir).resolve() / FOLDER / str(step)
+  return paths.LiteralPath(paths.resolve_links(workdir)) / FOLDER / str(step)
 
 
 def write_checksums(folder: epath.PathLike) -> None:

@@ -84,7 +84,7 @@ def build_schedule(
     'linear': lambda: optax.linear_schedule(peak, 0.0, remaining),
     'cosine': lambda: optax.cosine_decay_schedule(peak, max(remaining, 1)),
     'warmup_stable_decay': lambda: _stable_then_decay(
-      peak, remaining, max(1, int(config.decay_fraction * num_steps))
+      peak, remaining, max(1, min(remaining, int(config.decay_fraction * num_steps)))
     ),
     'constant': lambda: optax.constant_schedule(peak),
   }[config.schedule]()

@@ -245,7 +245,8 @@ def _drop_non_finite(
     raise distributed.DistributedError(
       f'a finite {update} in {outputs.workdir}',
       f'{fault}; the last checkpoint is the state before this update',
-      'lower optimizer.learning_rate, set optimizer.clip, or give --config.nonfinite=skip',
+      'lower optimizer.learning_rate, set optimizer.clip, or give --config.nonfinite=skip, and give '
+      'another --workdir',
     )
   return remaining
 

@@ -185,7 +185,7 @@ def extract_member(source: epath.PathLike, member: int, workdir: epath.PathLike)
   Raises:
     LockedError: Another process uses the work directory.
     InputError: Population, member or checkpoint are missing; the checkpoint is corrupt; the work
-      directory holds another run.
+      directory holds another run, or a later checkpoint of the member.
   """
   source, config = epath.Path(source), load_config(source)
   members = config.population.members
@@ -208,6 +208,12 @@ def extract_member(source: epath.PathLike, member: int, workdir: epath.PathLike)
   like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
   state = population.select_member(checkpoint.restore(source, like, step), member)
   with lock.hold_lock(workdir):
+    if (later := checkpoint.latest_step(workdir) or 0) > step:
+      raise InputError(
+        f'member {member} of {source} at update {step:,} in {workdir}',
+        f'the checkpoint of update {later:,} there',
+        'give another --workdir',
+      )
     _write_member(
       member_config, state, member, source, run_dir.open_run(workdir, recipe.as_dict(member_config))
     )

@@ -157,7 +157,8 @@ def compile_chunk(config: RunConfig, program: TrainProgram, rows: Rows) -> Chunk
     raise InputError(
       f'a step with {needed / 2**30:,.1f} GiB of memory',
       f'{free / 2**30:,.1f} GiB free',
-      'raise grad_accumulation_steps, lower batch_size or population.members, or set model.remat',
+      'raise grad_accumulation_steps, lower batch_size or population.members, or set model.remat, '
+      'and give another --workdir',
     )
   cache = backend.read_setting('jax_compilation_cache_dir') or 'memory'
   progress.log(

@@ -33,7 +33,7 @@ def check_recipe(
   """
   distributed.check_processes()
   distributed.assert_equal('the recipe', json.dumps(recipe.as_dict(config)))
-  distributed.assert_equal('the work directory', str(epath.Path(workdir).resolve()))
+  distributed.assert_equal('the work directory', paths.resolve_links(workdir))
   distributed.assert_equal('the origin', json.dumps(origin))
   with distributed.raise_together():
     log_sinks.check_sinks(config.log)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from minilm_jax.core import backend
+from minilm_jax.core import backend, distributed
 from minilm_jax.core.config import MeshConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.model.initialization import path_name
@@ -30,8 +30,11 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (  # the first pattern that match
   (r'feed_forward\.up\.kernel$', PartitionSpec(None, 'model')),
   # [F D]; the sum over F is the only collective
   (r'feed_forward\.down\.kernel$', PartitionSpec('model', None)),
-  # at most [D D], replicated
-  (r'(embedding|projection\.linear|convolution|attention\.\w+|transform)\.', PartitionSpec()),
+  # at most [D D] or [V], replicated
+  (
+    r'(embedding|projection\.linear|convolution|attention|transform)\.|(^|\.)output[._]bias$',
+    PartitionSpec(),
+  ),
 )
 # Precedes the other rules: a custom encoder is replicated.
 _CUSTOM_ENCODER_RULE = (r'(^|\.)encoder\.', PartitionSpec())
@@ -49,9 +52,10 @@ def make_mesh(
 
   Raises:
     InputError: The mesh needs more devices, leaves a process without a device, or does not divide
-      the members. JAX computes in 64 bits.
+      the members. JAX computes in 64 bits, or has joined processes that do not train.
   """
   backend.check_precision()
+  distributed.check_processes()
   devices = devices or jax.devices()
   population = config.population or _find_largest_divisor(
     members, len(devices) // (config.model * (config.data or 1))

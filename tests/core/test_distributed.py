@@ -470,3 +470,36 @@ def test_arrays_are_gathered_on_the_host():
     'b': 2,
   }
   assert jax.tree.map(np.ndim, distributed.to_host(tree)) == {'a': 1, 'b': 0}
+
+
+@pytest.mark.parametrize(
+  'variables, has_all',
+  [
+    ({}, True),
+    ({'SLURM_STEP_TASKS_PER_NODE': '1(x2)', 'SLURM_LOCALID': '0'}, True),
+    ({'SLURM_STEP_TASKS_PER_NODE': '4(x2)'}, False),
+    ({'SLURM_STEP_TASKS_PER_NODE': '1,2'}, False),
+    ({'OMPI_COMM_WORLD_LOCAL_SIZE': '1'}, True),
+    ({'OMPI_COMM_WORLD_LOCAL_SIZE': '8'}, False),
+    ({'JAX_LOCAL_DEVICE_IDS': '0,1'}, False),
+  ],
+)
+def test_one_process_a_host_has_all_its_devices(variables: dict, has_all: bool, monkeypatch):
+  for name in ('SLURM_STEP_TASKS_PER_NODE', 'OMPI_COMM_WORLD_LOCAL_SIZE', 'JAX_LOCAL_DEVICE_IDS'):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  assert distributed._choose_local_devices() == ([] if has_all else None)
+
+
+@pytest.mark.parametrize(
+  'error, is_lost',
+  [
+    ('UNAVAILABLE: connection reset', True),
+    ('[external/gloo] Connection closed by peer', True),
+    ('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes', False),
+    ('INVALID_ARGUMENT: MemoryStats is only supported for addressable PjRt devices', False),
+  ],
+)
+def test_an_error_of_a_process_is_not_a_lost_peer(error: str, is_lost: bool):
+  assert bool(distributed._LOST_PEER.search(error)) is is_lost

@@ -2,12 +2,14 @@
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 
 import numpy as np
 import pytest
+from etils import epath
 
 from minilm_jax.core import distributed, files, run_dir
 from minilm_jax.core.errors import InputError
@@ -79,6 +81,20 @@ def test_unreadable_json_is_refused(tmp_path, content: bytes | None):
   with pytest.raises(InputError, match='manifest.json') as error:
     files.read_json(path, 'the manifest of a corpus')
   assert error.value.asked == 'the manifest of a corpus'
+
+
+def test_a_log_in_a_bucket_is_read(tmp_path, monkeypatch):
+  """The files of fsspec read whole lines, and accept no limit."""
+
+  class BucketFile(io.BytesIO):
+    def readline(self) -> bytes:
+      return super().readline()
+
+  (tmp_path / 'metrics.jsonl').write_text('')
+  path = epath.Path(tmp_path / 'metrics.jsonl')
+  lines = b'{"step": 1, "split": "train"}\n{"step": 2, "split": "train"}\n{"st'
+  monkeypatch.setattr(type(path), 'open', lambda path, mode: BucketFile(lines))
+  assert [line['step'] for line in run_dir.read_lines(path)] == [1, 2]
 
 
 def test_a_missing_log_is_empty(tmp_path):

@@ -55,6 +55,19 @@ def test_a_loaded_state_equals_the_saved_state(state: FinetuneState, tmp_path: p
   np.testing.assert_array_equal(result.model['kernel'], np.arange(3))
 
 
+@pytest.mark.parametrize('size', [1, 2, 4])
+def test_a_group_filled_for_other_devices_resumes(size: int, tmp_path: pathlib.Path):
+  """One member was saved in a group of two, and resumes in a group of `size`."""
+  specs = SPECS[:1]
+  saved = finetune_resume.start_group(make_members(0.25), 1)
+  saved.loss_sums = np.array([1.5, 2.5])
+  finetune_resume.save_state(tmp_path, specs, saved)
+  start = jax.tree.map(lambda x: jnp.stack([x[0]] * size), make_members(0))
+  loaded = finetune_resume.load_state(tmp_path, specs, start)
+  assert loaded.loss_sums.tolist() == [1.5] * size
+  assert loaded.members.state.model['kernel'].tolist() == [[0.25] * 3] * size
+
+
 def is_absent(folder: pathlib.Path, specs: list[MemberSpec] = SPECS) -> bool:
   loaded = finetune_resume.load_state(folder, specs, make_members(0))
   return loaded is None and finetune_resume.read_state_step(folder, specs) == 0

@@ -293,6 +293,16 @@ def test_an_invalid_split_is_refused(
     prepare_folder(tiny_tokenizer, 'sentiment', write_examples(tmp_path / 'data', **splits))
 
 
+@pytest.mark.parametrize('fraction', [0.0, 0.25])
+def test_the_training_split_is_not_reported(
+  tiny_tokenizer: Tokenizer, tmp_path: Path, fraction: float
+):
+  folder = write_examples(tmp_path / 'data', train=sentences(), validation=sentences())
+  fields = {'validation_fraction': fraction, 'task.split': 'train'}
+  with pytest.raises(InputError, match='task.split=train'):
+    prepare_folder(tiny_tokenizer, 'sentiment', folder, **fields)
+
+
 @pytest.mark.parametrize('count', [0, 1])
 def test_a_label_with_too_few_examples_is_refused(
   tiny_tokenizer: Tokenizer, tmp_path: Path, count: int

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minilm_jax.core import run_dir
+from minilm_jax.core import distributed, run_dir
 from minilm_jax.data import corpus
 from minilm_jax.data.rows import select_batch_rows
 from minilm_jax.training import batches, checkpoint, run
@@ -99,6 +99,10 @@ def test_rows_larger_than_half_of_the_free_memory_stay_in_files(
   for free, expected in ((None, True), (2 * size, True), (2 * size - 2, False)):
     monkeypatch.setattr(batches.backend, 'read_free_bytes', lambda device, free=free: free)
     assert batches.fits_on_devices(program, tiny_corpus, config.subset) is expected
+    # Another host has no room.
+    with monkeypatch.context() as patch:
+      patch.setattr(distributed, 'allgather_ints', lambda fits: [(fits,), (False,)])
+      assert not batches.fits_on_devices(program, tiny_corpus, config.subset)
 
 
 def test_files_of_several_shards_are_one_array():

@@ -369,3 +369,8 @@ def test_files_outside_the_folder_are_not_read(step_folder):
   entry = {'bytes': 1, 'sha256': files.hash_file(step_folder.parent / 'secret')}
   (step_folder / checkpoint.CHECKSUMS).write_text(json.dumps({'files': {'../secret': entry}}))
   assert '../secret' in checkpoint.find_damage(step_folder)
+
+
+def test_the_folder_of_a_checkpoint_in_a_bucket_stays_in_the_bucket():
+  folder = checkpoint.step_folder('gs://bucket/runs/../run/', 4)
+  assert str(folder) == 'gs://bucket/run/checkpoints/4'

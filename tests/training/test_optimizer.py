@@ -94,6 +94,11 @@ def test_schedules_fall_as_documented():
   assert (stable[50:801] == 1).all()
   assert stable[850] == pytest.approx(0.5, abs=1e-5)  # 1 - sqrt(50 / 200)
   assert 0 < stable[-1] < 0.003
+  # A decay that is longer than the rest of the run starts at the peak.
+  early = rates(
+    20, schedule='warmup_stable_decay', learning_rate=1.0, warmup_fraction=0.5, decay_fraction=0.8
+  )
+  assert early.argmax() == 10 and early[10] == 1
 
 
 def test_a_run_may_have_a_single_update_or_only_warmup():

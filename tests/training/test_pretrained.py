@@ -169,6 +169,9 @@ def test_a_member_that_was_extracted_early_continues(tiny_corpus, tmp_path, toge
   assert pretrained.extract_member(tmp_path / 'all', 1, folder)['step'] == 8
   run.pretrain(population.member_configs(config)[1], folder)
   check_equal_lines(lines(folder), lines(together, 1))
+  with pytest.raises(InputError, match=f'the checkpoint of update {UPDATES}'):
+    pretrained.extract_member(tmp_path / 'all', 1, folder)
+  check_equal_lines(lines(folder), lines(together, 1))
 
 
 def test_a_run_is_loaded_in_one_call(tiny_run):

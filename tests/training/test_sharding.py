@@ -72,6 +72,12 @@ def test_a_large_array_without_a_rule_is_refused(monkeypatch):
     partition_specs(run_config(vocab_size=19_010), MeshConfig(1, 0, 2))
 
 
+@pytest.mark.parametrize('tied', [True, False])
+def test_a_vocabulary_of_any_size_is_sharded(tied: bool):
+  specs = partition_specs(run_config(vocab_size=250_002, tied=tied), MeshConfig(1, 0, 2))
+  assert not any(specs['model.output_bias' if tied else 'model.output.bias'])
+
+
 def test_the_model_axis_splits_five_matrices():
   specs = partition_specs(run_config(), MeshConfig(1, 0, 2))
   split = {
