@@ -67,8 +67,8 @@ class OptimizerConfig(Checked):
   # same learning rate.
   algorithm: Annotated[str, one_of('adamw', 'muon')] = 'adamw'
   learning_rate: NonNegativeFloat = 5e-4  # Peak of the schedule.
-  # All other schedules begin with a linear warm-up. per_epoch lowers the rate once an epoch, in equal
-  # steps down to rate / epochs; per_epoch_from_zero inserts a first epoch at rate 0, as in paper 2.
+  # per_epoch lowers the rate once an epoch, in equal steps down to rate / epochs. per_epoch_from_zero
+  # inserts a first epoch at rate 0, as in paper 2. All others begin with a linear warm-up.
   schedule: Annotated[
     str,
     one_of(
