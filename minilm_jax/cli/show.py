@@ -54,11 +54,7 @@ def describe_pretraining(config: RunConfig) -> dict[str, Any]:
   devices = mesh.shape['data']
   parts = devices * math.prod(
     train_step.micro_batch_plan(
-      config,
-      config.batch_size // devices,
-      config.model.max_length,
-      num_masked,
-      mesh.devices.flat[0],
+      config, config.batch_size // devices, config.model.max_length, mesh.devices.flat[0]
     )
   )
   return {

@@ -29,10 +29,8 @@ from minilm_jax.core import paths, progress
 from minilm_jax.core.config import FinetuneConfig, RunConfig
 from minilm_jax.core.corpus_config import CorpusConfig
 from minilm_jax.core.errors import LIBRARY_ERRORS, NO_TEXT, PATH, InputError, PathText, suggest_name
-from minilm_jax.core.model_config import EncoderConfig
 
 T = TypeVar('T')
-F = TypeVar('F', bound=Callable[..., Any])
 KINDS: dict[str, type] = {'pretrain': RunConfig, 'corpus': CorpusConfig, 'finetune': FinetuneConfig}
 # Exceptions of the code of a recipe or custom encoder; RecursionError is a RuntimeError.
 RECIPE_ERRORS = (*LIBRARY_ERRORS, SyntaxError, NameError, StopIteration, SystemExit)
@@ -377,28 +375,6 @@ def import_class(name: str) -> Any:
       subject, f'no {attribute} in {module.__file__}', suggest_name(attribute, classes)
     )
   return getattr(module, attribute)
-
-
-def cache_by_encoder(maxsize: int = 64) -> Callable[[F], F]:
-  """Returns a decorator that caches a function of an `EncoderConfig`.
-
-  The class of a custom encoder is part of the key, because a notebook may define it again under the
-  same name.
-  """
-
-  def decorate(function: F) -> F:
-    @functools.lru_cache(maxsize)
-    def call(encoder_class: Any, *arguments: Any) -> Any:
-      return function(*arguments)
-
-    @functools.wraps(function)
-    def cached(*arguments: Any) -> Any:
-      config = next(value for value in arguments if isinstance(value, EncoderConfig))
-      return call(import_class(config.encoder) if config.encoder else None, *arguments)
-
-    return typing.cast(F, cached)
-
-  return decorate
 
 
 def _describe_missing_module(subject: str, module: str, missing: str) -> InputError:

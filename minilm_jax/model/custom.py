@@ -50,7 +50,7 @@ from flax import nnx
 from minilm_jax.core import backend, recipe
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig
-from minilm_jax.model.initialization import path_name
+from minilm_jax.model.initialization import cache_by_encoder, path_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class CustomEncoder:
   shapes: Any
 
 
-@recipe.cache_by_encoder()
+@cache_by_encoder()
 def load_custom_encoder(config: EncoderConfig) -> CustomEncoder:
   """Returns the encoder of `config.encoder`, after checks on shapes without computation.
 
@@ -90,7 +90,10 @@ def load_custom_encoder(config: EncoderConfig) -> CustomEncoder:
     shared.extend(_find_shared(model))
     return model
 
-  shapes, other_shapes = (_trace(subject, f'{name}(config, rngs)', construct) for _ in range(2))
+  # A new function for each trace, because JAX caches traces by function.
+  shapes, other_shapes = (
+    _trace(subject, f'{name}(config, rngs)', lambda: construct()) for _ in range(2)
+  )
   if shared:
     raise InputError(
       subject,

@@ -24,11 +24,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from minilm_jax.core import recipe
 from minilm_jax.core.config import MaskConfig
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.model.heads import trace_masked_language_model
-from minilm_jax.model.initialization import is_statistic, path_name
+from minilm_jax.model.initialization import cache_by_encoder, is_statistic, path_name
 
 TRAINING_FACTOR = 3  # forward and backward pass relative to the forward pass
 
@@ -141,7 +140,7 @@ def _count_pairs(size: int, kernel: int) -> int:
   return size * kernel - before * (before + 1) // 2 - after * (after + 1) // 2
 
 
-@recipe.cache_by_encoder()
+@cache_by_encoder()
 def _count_custom_flops(config: EncoderConfig, length: int) -> int:
   row = (jax.ShapeDtypeStruct((1, length), kind) for kind in (jnp.int32, jnp.bool_))
   trace = jax.make_jaxpr(lambda model, tokens, mask: model(tokens, mask, key=None))

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Integer, Key
 
-from minilm_jax.core import recipe
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.model.encoder import Encoder
-from minilm_jax.model.initialization import initialize
+from minilm_jax.model.initialization import cache_by_encoder, initialize
 from minilm_jax.model.layers import (
   Linear,
   apply_activation,
@@ -190,7 +189,7 @@ def init_classifier(
   return _initialize(Classifier, (config, head, classes or 1), key)
 
 
-@recipe.cache_by_encoder()
+@cache_by_encoder()
 def trace_masked_language_model(config: EncoderConfig) -> MaskedLanguageModel:
   """Returns a model for pre-training with shapes in place of parameters."""
   if config.encoder:

@@ -1,18 +1,24 @@
 """Draws initial parameters by the rule `EncoderConfig.initialization`.
 
 A model is built first; then each parameter is drawn from a separate key. The initial value of a
-parameter depends only on the seed and its path, not on other parts of the model.
+parameter depends only on the seed and its path, not on other parts of the model. Functions that trace
+a model are cached by `cache_by_encoder`.
 """
 
+import functools
 import math
 import zlib
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from minilm_jax.core.model_config import EncoderConfig
+
 M = TypeVar('M')
+F = TypeVar('F', bound=Callable[..., Any])
 _EMBEDDING_STD = 0.02
 
 
@@ -108,3 +114,30 @@ def _draw_bert(name: str, shape: tuple[int, ...], key: Key[Array, '']) -> Float[
   if name.endswith('.scale') or name.endswith('bias'):
     return _draw_standard(name, shape, key)
   return _EMBEDDING_STD * jax.random.normal(key, shape)
+
+
+def cache_by_encoder(maxsize: int = 64) -> Callable[[F], F]:
+  """Returns a decorator that caches a function of an `EncoderConfig`.
+
+  The class of a custom encoder is part of the key, because a notebook may define it again under the
+  same name.
+  """
+
+  def decorate(function: F) -> F:
+    @functools.lru_cache(maxsize)
+    def call(encoder_class: Any, *arguments: Any) -> Any:
+      return function(*arguments)
+
+    @functools.wraps(function)
+    def cached(*arguments: Any) -> Any:
+      config = next(value for value in arguments if isinstance(value, EncoderConfig))
+      if not config.encoder:
+        return call(None, *arguments)
+      # Imported late, because only a recipe with a custom encoder needs it.
+      from minilm_jax.core import recipe
+
+      return call(recipe.import_class(config.encoder), *arguments)
+
+    return cast(F, cached)
+
+  return decorate

@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int32, Shaped, UInt32
 
-from minilm_jax.core import recipe, rng
+from minilm_jax.core import rng
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.corpus_config import PAD_ID
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
@@ -26,7 +26,7 @@ from minilm_jax.data.rows import select_batch_rows
 from minilm_jax.model import cross_entropy
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.heads import Classifier, init_classifier
-from minilm_jax.model.initialization import path_name
+from minilm_jax.model.initialization import cache_by_encoder, path_name
 from minilm_jax.tasks.task import REGRESSION
 from minilm_jax.tasks.task_data import TaskRows
 from minilm_jax.training import optimizer, population, train_step
@@ -318,7 +318,7 @@ def compute_outputs(
   return outputs.reshape(-1, outputs.shape[-1])
 
 
-@recipe.cache_by_encoder(maxsize=1)  # further checkpoints on the same task compile nothing
+@cache_by_encoder(maxsize=1)  # further checkpoints on the same task compile nothing
 def build_finetune_program(
   shape: StepShape,
   config: FinetuneConfig,
@@ -356,7 +356,7 @@ def build_finetune_program(
   )
 
 
-@recipe.cache_by_encoder(maxsize=1)  # fresh encoders do not depend on the task
+@cache_by_encoder(maxsize=1)  # fresh encoders do not depend on the task
 def init_encoders(model: EncoderConfig, head: HeadConfig) -> Callable[[Any], Any]:
   """Returns a compiled function from seeds `[P]` to a stack of fresh encoders."""
   return jax.jit(

@@ -46,28 +46,8 @@ class MaskedBatch:
     return self.tokens != PAD_ID
 
 
-@dataclasses.dataclass(frozen=True)
-class MaskLayout:
-  """The static part of a mask, for rows of one length.
-
-  Attributes:
-    special: Whether `<s>` and `</s>` may be predicted.
-    span: Number of adjacent tokens that are predicted together; 0 selects each position separately.
-    positions: K, the largest number of predicted positions of a row.
-  """
-
-  special: bool
-  span: int
-  positions: int
-
-
-def mask_layout(config: MaskConfig, length: int) -> MaskLayout:
-  """Returns the static part of a mask for rows of a length."""
-  return MaskLayout(config.special, config.span, config.max_positions(length))
-
-
 def mask_row(
-  row: Int[Array, 'L'], key: Key[Array, ''], shares: Shares, layout: MaskLayout, vocab_size: int
+  row: Int[Array, 'L'], key: Key[Array, ''], shares: Shares, config: MaskConfig, vocab_size: int
 ) -> MaskedBatch:
   """Masks one row.
 
@@ -78,7 +58,9 @@ def mask_row(
 
   Args:
     shares: Rate of predicted tokens, share of them with a random token as input, share with the
-      original token as input. The remaining predicted tokens become `<mask>`.
+      original token as input. The remaining predicted tokens become `<mask>`. They replace the
+      numbers of `config`.
+    config: Its rate gives K, the number of positions; only positions within `shares` have a weight.
     vocab_size: Random tokens are drawn from the ids between the special tokens and this number.
 
   Returns:
@@ -87,15 +69,15 @@ def mask_row(
   rate, random_share, keep_share = shares
   order_key, count_key, fate_key, token_key = jax.random.split(key, 4)
   eligible = row != PAD_ID
-  if not layout.special:
+  if not config.special:
     eligible &= (row != BEGIN_ID) & (row != END_ID)
   num_eligible = eligible.sum()
   order = jax.random.uniform(order_key, row.shape)
-  if layout.span:  # the tokens of a span share a number; the offset of the first span is random
-    offset = jax.random.randint(jax.random.fold_in(order_key, 0), (), 0, layout.span)
-    order = order[(jnp.arange(row.size) + offset) // layout.span]
+  if config.span:  # the tokens of a span share a number; the offset of the first span is random
+    offset = jax.random.randint(jax.random.fold_in(order_key, 0), (), 0, config.span)
+    order = order[(jnp.arange(row.size) + offset) // config.span]
   order = jnp.where(eligible, order, -1)
-  _, positions = jax.lax.top_k(order, layout.positions)
+  _, positions = jax.lax.top_k(order, config.max_positions(row.size))
   num_masked = jnp.maximum(jnp.floor(rate * num_eligible + jax.random.uniform(count_key)), 1)
   chosen = jnp.arange(positions.size) < jnp.minimum(num_masked, num_eligible)
   targets = row[positions]
@@ -113,12 +95,12 @@ def mask_batch(
   epochs: UInt[Array, 'B'],
   seed: rng.Counter,
   shares: Shares,
-  layout: MaskLayout,
+  config: MaskConfig,
   vocab_size: int,
 ) -> MaskedBatch:
   """Masks rows for training, differently in each epoch; see `mask_row` for the arguments."""
   keys = jax.vmap(lambda row, epoch: rng.make_key(seed, rng.Stream.MASK, epoch, row))(rows, epochs)
-  return jax.vmap(lambda row, key: mask_row(row, key, shares, layout, vocab_size))(
+  return jax.vmap(lambda row, key: mask_row(row, key, shares, config, vocab_size))(
     tokens.astype(jnp.int32), keys
   )
 
@@ -129,7 +111,6 @@ def mask_eval_batch(
   """Replaces 15% of the tokens by `<mask>` for evaluation, equally in every run."""
   keys = jax.vmap(lambda row: rng.make_key(rng.FROZEN_SEED, rng.Stream.FROZEN_MASK, row))(rows)
   shares = EVAL_MASK.rate, EVAL_MASK.random_share, EVAL_MASK.keep_share
-  layout = mask_layout(EVAL_MASK, tokens.shape[1])
-  return jax.vmap(lambda row, key: mask_row(row, key, shares, layout, vocab_size))(
+  return jax.vmap(lambda row, key: mask_row(row, key, shares, EVAL_MASK, vocab_size))(
     tokens.astype(jnp.int32), keys
   )

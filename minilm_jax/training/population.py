@@ -17,8 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from minilm_jax.core.config import MeshConfig, PopulationConfig, RunConfig
-from minilm_jax.training import masking, sharding
-from minilm_jax.training.masking import MaskLayout
+from minilm_jax.training import sharding
 
 _MEMBER_AXIS = PartitionSpec('population')
 Number = float | Float[Array, '*P']
@@ -118,11 +117,6 @@ def member_settings(config: RunConfig) -> MemberSettings:
   if len(settings) == 1:
     return jax.tree.map(jnp.float32, settings[0])
   return jax.tree.map(lambda *numbers: jnp.array(numbers, jnp.float32), *settings)
-
-
-def shared_mask_layout(config: RunConfig, length: int) -> MaskLayout:
-  """Returns the mask layout of all members, with the largest number of positions of any member."""
-  return masking.mask_layout(config.largest_mask, length)
 
 
 def map_over_members(

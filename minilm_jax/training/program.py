@@ -100,16 +100,13 @@ def _build_chunk(
 
   @functools.partial(jax.jit, donate_argnums=0, out_shardings=out_shardings)
   def chunk(state: TrainState, rows: Rows, count: Int[Array, '']) -> Any:
-    layout = population.shared_mask_layout(config, rows.length)
     settings, device = population.member_settings(config), mesh.devices.flat[0]
 
     def member_chunk(member: tuple[Any, ...], *shared: Any) -> Any:
       state, settings, rows, count = *member, *shared
 
       def step(_: Int[Array, ''], carry: Any) -> Any:
-        state, sums, record = train_step.train_step(
-          carry[0], settings, rows, layout, config, device
-        )
+        state, sums, record = train_step.train_step(carry[0], settings, rows, config, device)
         return state, jax.tree.map(jnp.add, carry[1], sums), carry[2].or_later(record)
 
       zeros = {name: jnp.zeros(()) for name in train_step.STEP_SUMS}

@@ -1,6 +1,6 @@
 """Computes one training step of one model, as a pure function.
 
-    `(state, settings, corpus, layout, config, device) -> (state, sums, non-finite record)`
+    `(state, settings, corpus, config, device) -> (state, sums, non-finite record)`
 
 A run is a fold of this function. Rows, masks and dropped units are functions of the state's seed
 and step, so only the state needs saving. The step returns sums and counts; the host computes means.
@@ -170,7 +170,7 @@ def accumulate(function: Callable[..., Any], model: Any, rows: Any, count: int) 
 
 
 def micro_batch_plan(
-  config: RunConfig, rows: int, length: int, positions: int, device: jax.Device
+  config: RunConfig, rows: int, length: int, device: jax.Device
 ) -> tuple[int, int]:
   """Returns the numbers of micro-batches of a device, and of logit blocks of a micro-batch.
 
@@ -179,7 +179,7 @@ def micro_batch_plan(
   """
   best_count = 1 if config.model.batch_norm else count_micro_batches(rows, length, device.platform)
   count = config.grad_accumulation_steps or best_count
-  rows //= count
+  rows, positions = rows // count, config.largest_mask.max_positions(length)
   blocks = cross_entropy.logit_blocks(rows, positions, config.model.vocab_size, device)
   return count, cross_entropy.smallest_divisor(rows, config.logit_chunks or blocks)
 
@@ -199,7 +199,6 @@ def train_step(
   state: TrainState,
   settings: MemberSettings,
   corpus: Corpus | BatchWindow,
-  layout: masking.MaskLayout,
   config: RunConfig,
   device: jax.Device,
 ) -> tuple[TrainState, Sums, NonFinite]:
@@ -216,12 +215,14 @@ def train_step(
     The next state, the `STEP_SUMS` of the update over all devices, and its `NonFinite` record.
   """
   device_rows = config.batch_size // jax.lax.axis_size('data')
-  count, blocks = micro_batch_plan(config, device_rows, corpus.length, layout.positions, device)
+  count, blocks = micro_batch_plan(config, device_rows, corpus.length, device)
   indices = batch_indices(device_rows, count)
   row, epoch = select_batch_rows(state.seed, state.step, config.batch_size, corpus.rows, indices)
   tokens = corpus.gather(state.step, row, indices)
   shares = settings.mask_rate, settings.random_share, settings.keep_share
-  batch = masking.mask_batch(tokens, row, epoch, state.seed, shares, layout, corpus.vocab_size)
+  # All members predict at as many positions as the member with the largest rate.
+  mask, vocab_size = config.largest_mask, corpus.vocab_size
+  batch = masking.mask_batch(tokens, row, epoch, state.seed, shares, mask, vocab_size)
   key = rng.make_batch_keys(state.seed, rng.Stream.DROPOUT, state.step, indices)
   gradient_of = functools.partial(compute_gradient, blocks=blocks)
   gradient, sums = jax.lax.psum(accumulate(gradient_of, state.model, (batch, key), count), 'data')

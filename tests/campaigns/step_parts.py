@@ -41,20 +41,18 @@ def build_parts(config: RunConfig, rows: np.ndarray) -> tuple[Any, dict[str, Any
   built = program.build_program(config)
   mesh, state = built.mesh, built.init()
   device, model = mesh.devices.flat[0], state.model
-  layout = population.shared_mask_layout(config, rows.shape[1])
+  mask = config.largest_mask
   settings = population.member_settings(config)
   devices = mesh.shape['data']
   count, blocks = train_step.micro_batch_plan(
-    config, config.batch_size // devices, rows.shape[1], layout.positions, device
+    config, config.batch_size // devices, rows.shape[1], device
   )
 
   def make_batch(tokens: Any, seed: Any, step: Any) -> tuple[Any, Any]:
     indices = train_step.batch_indices(config.batch_size // devices, count)
     row, epoch = select_batch_rows(seed, step, config.batch_size, len(tokens), indices)
     shares = settings.mask_rate, settings.random_share, settings.keep_share
-    batch = masking.mask_batch(
-      tokens[row], row, epoch, seed, shares, layout, config.model.vocab_size
-    )
+    batch = masking.mask_batch(tokens[row], row, epoch, seed, shares, mask, config.model.vocab_size)
     return batch, rng.make_batch_keys(seed, rng.Stream.DROPOUT, step, indices)
 
   def encode(model: Any, batch: Any, key: Any) -> Any:
@@ -90,7 +88,7 @@ def build_parts(config: RunConfig, rows: np.ndarray) -> tuple[Any, dict[str, Any
     state.seed
   )
   device_rows = config.batch_size // devices
-  x = jnp.ones((device_rows, layout.positions, config.model.hidden_size)) / 10
+  x = jnp.ones((device_rows, mask.max_positions(rows.shape[1]), config.model.hidden_size)) / 10
   hidden = jnp.ones((device_rows, rows.shape[1], config.model.hidden_size)) / 10
   weights = model.output_weights()
   in_turns = functools.partial(train_step.accumulate, count=count)

@@ -54,10 +54,9 @@ def measure(options: dict[str, Any] | None = None) -> dict[str, Any]:
   rows[:, 0], rows[::2, 9], rows[::2, 10:] = tokenizer.BEGIN_ID, tokenizer.END_ID, tokenizer.PAD_ID
   corpus, mesh = Corpus(jnp.asarray(rows), 60, ''), sharding.make_mesh(MeshConfig(1, 1, 1))
   settings = population.member_settings(config)
-  layout = population.shared_mask_layout(config, corpus.length)
 
   def member_step(state: train_step.TrainState) -> Any:
-    return train_step.train_step(state, settings, corpus, layout, config, jax.devices()[0])[:2]
+    return train_step.train_step(state, settings, corpus, config, jax.devices()[0])[:2]
 
   step = jax.jit(population.map_over_members(member_step, mesh, 'single'), compiler_options=options)
   init = lambda: train_step.init_state(0, config)

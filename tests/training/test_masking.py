@@ -19,11 +19,11 @@ mask_batch = jax.jit(masking.mask_batch, static_argnums=(5, 6))
 mask_eval_batch = jax.jit(masking.mask_eval_batch, static_argnums=2)
 
 
-def mask_arguments(config: MaskConfig) -> tuple[Any, masking.MaskLayout, int]:
+def mask_arguments(config: MaskConfig) -> tuple[Any, MaskConfig, int]:
   """Returns the last arguments of `mask_row` and `mask_batch`."""
   return (
     (config.rate, config.random_share, config.keep_share),
-    masking.mask_layout(config, LENGTH),
+    config,
     VOCABULARY,
   )
 

@@ -67,11 +67,8 @@ def init_state(config: RunConfig, seed: int = 0) -> train_step.TrainState:
 @functools.cache
 def compile_step(config: RunConfig) -> Any:
   def step(state: train_step.TrainState, corpus: Corpus) -> Any:
-    settings, layout = (
-      population.member_settings(config),
-      population.shared_mask_layout(config, corpus.length),
-    )
-    return train_step.train_step(state, settings, corpus, layout, config, jax.devices()[0])[:2]
+    settings = population.member_settings(config)
+    return train_step.train_step(state, settings, corpus, config, jax.devices()[0])[:2]
 
   return jax.jit(population.map_over_members(step, MESH, 'single'))
 
@@ -99,7 +96,7 @@ def mask_rows(corpus: Corpus, config: RunConfig) -> masking.MaskedBatch:
     jnp.zeros(8, jnp.uint32),
     0,
     shares,
-    masking.mask_layout(config.mask, LENGTH),
+    config.mask,
     VOCABULARY,
   )
 
@@ -169,13 +166,8 @@ def test_a_plan_has_the_numbers_of_micro_batches_and_logit_blocks(
   changes: Any, devices: int, expected: tuple[int, int]
 ):
   config = run_config(**changes)
-  positions = config.mask.max_positions(LENGTH)
-  assert (
-    train_step.micro_batch_plan(
-      config, config.batch_size // devices, LENGTH, positions, jax.devices()[0]
-    )
-    == expected
-  )
+  rows = config.batch_size // devices
+  assert train_step.micro_batch_plan(config, rows, LENGTH, jax.devices()[0]) == expected
 
 
 def test_steps_in_bfloat16_stay_near(corpus):
