@@ -250,6 +250,12 @@ def _log_summary(manifest: Mapping[str, Any], seconds: float) -> None:
     f'selected: {items}',
     f'rows: {rows}',
   ]
+  row_counts = manifest['stages']['rows']
+  if row_counts['tokens_truncated']:
+    lines.append(
+      f'cut: {row_counts["tokens_truncated"]:,} tokens of {row_counts["rows_truncated"]:,} rows; '
+      'rows.packing=tokens keeps them'
+    )
   for row in (pieces, *pieces['sweep']):
     ratio, score = (
       'unknown' if row[name] is None else f'{row[name]:.3f}'

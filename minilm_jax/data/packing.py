@@ -23,7 +23,6 @@ from minilm_jax.data.tokenizer import Tokenizer
 
 _TOKENS_PER_WORD = 1.2  # estimate of paper 1, grouping into sequences
 _MAX_SHARD_BYTES, _MAX_HEADER_BYTES = 64 << 20, 4096
-_TEXTS_PER_BATCH = 4096
 
 
 def choose_dtype(vocab_size: int) -> np.dtype:
@@ -106,17 +105,17 @@ def group_by_tokens(items: Iterable[list[int]], capacity: int) -> Iterator[list[
     if group and len(group) + len(ids) > capacity:
       yield group
       group = []
-    while len(ids) > capacity:
-      yield ids[:capacity]
-      ids = ids[capacity:]
-    group = group + ids
+    start = 0
+    while len(ids) - start > capacity:
+      yield ids[start : start + capacity]
+      start += capacity
+    group = group + ids[start:]
   if group:
     yield group
 
 
 def _encode_texts(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[int]]:
-  texts = iter(texts)
-  while batch := list(itertools.islice(texts, _TEXTS_PER_BATCH)):
+  for batch in filtering.split_into_batches(texts):
     yield from tokenizer.encode(batch)
 
 

@@ -167,7 +167,9 @@ def train_tokenizer(texts: Iterable[str], model: str, size: int, path: epath.Pat
   return tokenizer
 
 
-def _train_sentencepiece(texts: Iterable[str], model: str, size: int) -> Tokenizer:
+def _train_sentencepiece(
+  texts: Iterable[str], model: str, size: int, field: str = 'tokenizer.size'
+) -> Tokenizer:
   with_bytes, model_file = size >= _MIN_SIZE_WITH_BYTES, io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
@@ -193,7 +195,7 @@ def _train_sentencepiece(texts: Iterable[str], model: str, size: int) -> Tokeniz
       minloglevel=2,
     )
   except RuntimeError as error:
-    raise _explain_failure(error, model, size) from error
+    raise _explain_failure(error, model, size, field) from error
   return Tokenizer(model_file.getvalue())
 
 
@@ -203,19 +205,23 @@ def _prepare_training_text(text: str) -> str:
   return _LONG_WORD.sub(r'\g<0> ', text) if len(text) > _MAX_WORD_CHARS else text
 
 
-def _explain_failure(error: RuntimeError, model: str, size: int) -> Exception:
-  """Returns the InputError for a message of SentencePiece, or the error if it is unknown."""
+def _explain_failure(error: RuntimeError, model: str, size: int, field: str) -> Exception:
+  """Returns the InputError for a message of SentencePiece, or the error if it is unknown.
+
+  Args:
+    field: Field of the corpus recipe that has the size.
+  """
   subject, message = f'a tokenizer of {size} pieces ({model})', str(error)
   if match := re.search(r'too high .*<= (\d+)', message):
     max_size = int(match[1])
     # The limit includes byte pieces, which a tokenizer of this size omits.
     if size >= _MIN_SIZE_WITH_BYTES > max_size:
       max_size -= _NUM_BYTE_PIECES
-    remedy = f'set tokenizer.size to {max_size} or less, or give more text'
+    remedy = f'set {field} to {max_size} or less, or give more text'
     return InputError(subject, f'text for at most {max_size} pieces', remedy)
   if match := re.search(r'smaller than required_chars\. \d+ vs (\d+)', message):
     fault = f'{match[1]} characters and special pieces in the text'
-    return InputError(subject, fault, f'set tokenizer.size to {match[1]} or more')
+    return InputError(subject, fault, f'set {field} to {match[1]} or more')
   if 'sentences_.empty()' in message:
     return InputError(subject, 'no training text', 'give more text, or filter less of it')
   return error
@@ -310,7 +316,7 @@ def measure_sizes(texts: Sequence[str], model: str, sizes: Iterable[int]) -> lis
   """Trains a tokenizer of each size; returns rows of `size`, `word_split_ratio`, `esms`."""
   rows = []
   for size in sizes:
-    tokenizer = _train_sentencepiece(texts, model, size)
+    tokenizer = _train_sentencepiece(texts, model, size, 'tokenizer.extra_sizes')
     ratio, score = measure_word_split_ratio(tokenizer, texts), measure_esms(tokenizer)
     rows.append({'size': size, 'word_split_ratio': ratio, 'esms': score})
   return rows

@@ -359,7 +359,7 @@ def test_all_words_are_selected_without_a_word_list(source, tmp_path):
   assert any('zygote' in text for text in decode(folder, 'train'))
 
 
-def test_documents_are_truncated_rows(source, tmp_path):
+def test_documents_are_truncated_rows(source, tmp_path, capsys):
   changes = {
     'vocabulary.word_list': '',
     'vocabulary.filters': 'documents',
@@ -378,6 +378,13 @@ def test_documents_are_truncated_rows(source, tmp_path):
   assert len(rows) == len(texts) == sum(counts.values())
   assert all(any(text.startswith(row) for text in texts) for row in rows)
   assert min(map(len, rows)) > 50
+  pieces = tokenizer.load_tokenizer(folder / 'tokenizer.model')
+  lengths = [len(ids) for ids in pieces.encode(sorted(texts)) if len(ids) > 62]
+  cut = re.search('^cut: ([0-9,]+) tokens of ([0-9,]+) rows', capsys.readouterr().err, re.M)
+  numbers = [int(group.replace(',', '')) for group in cut.groups()] if cut else []
+  assert numbers == [sum(lengths) - 62 * len(lengths), len(lengths)] and numbers[0] > 0
+  build.build_corpus(make_config(source, **changes | {'rows.packing': 'tokens'}), tmp_path / 'all')
+  assert 'cut:' not in capsys.readouterr().err
   with pytest.raises(InputError, match='vocabulary.filters=documents'):
     make_config(source, **changes | {'vocabulary.filters': 'sentences'})
 
@@ -409,3 +416,12 @@ def test_extra_sizes_are_measured(source, tmp_path):
   sweep = corpus.read_manifest(folder)['stages']['tokenizer']['sweep']
   assert [row['size'] for row in sweep] == [70, 90]
   assert sweep[0]['word_split_ratio'] > sweep[1]['word_split_ratio'] >= 1
+
+
+@pytest.mark.parametrize('sizes', ['70,30000', '16'])
+def test_extra_sizes_without_a_tokenizer_name_their_field(source, tmp_path, sizes: str):
+  config = make_config(source, **{'tokenizer.extra_sizes': sizes})
+  with pytest.raises(InputError) as refused:
+    build.build_corpus(config, tmp_path / 'run')
+  assert sizes.split(',')[-1] in refused.value.asked
+  assert re.search(r'tokenizer\.extra_sizes to \d+', refused.value.remedy)

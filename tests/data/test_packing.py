@@ -68,6 +68,26 @@ def test_a_short_item_is_not_split():
   assert {len(group) for group in groups} == {14}
 
 
+class CountedList(list):
+  """A list that counts the integers that its slices copy."""
+
+  copied = 0
+
+  def __getitem__(self, key):
+    part = CountedList(super().__getitem__(key)) if isinstance(key, slice) else None
+    if part is None:
+      return super().__getitem__(key)
+    CountedList.copied += len(part)
+    return part
+
+
+def test_the_work_on_a_long_item_is_linear():
+  CountedList.copied = 0
+  groups = list(packing.group_by_tokens([CountedList(range(5000))], 10))
+  assert len(groups) == 500 and groups[-1] == list(range(4990, 5000))
+  assert CountedList.copied <= 5000
+
+
 @pytest.fixture
 def text_folder(tmp_path) -> epath.Path:
   folder = epath.Path(tmp_path) / 'text'
@@ -161,6 +181,18 @@ def test_ids_of_large_vocabularies_have_four_bytes(text_folder, tokenizer):
   splits, _ = write_rows('words', tokenizer, text_folder)
   rows = read_rows(text_folder.parent, splits['train'])
   assert rows.dtype == np.uint32 and rows.max() < 120
+
+
+def test_long_items_are_encoded_in_few_characters_at_once(tokenizer, monkeypatch):
+  sizes, text = [], 'a' * 600_000
+
+  def encode(texts: list[str]) -> list[list[int]]:
+    sizes.append(sum(map(len, texts)))
+    return [[len(text)] for text in texts]
+
+  monkeypatch.setattr(tokenizer, 'encode', encode)
+  assert list(packing._encode_texts(tokenizer, iter([text] * 9))) == [[600_000]] * 9
+  assert sum(sizes) == 9 * 600_000 and max(sizes) < 2_000_000
 
 
 def test_an_article_is_one_truncated_row(text_folder, tokenizer):
