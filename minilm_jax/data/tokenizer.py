@@ -1,7 +1,7 @@
 """Trains, loads and measures SentencePiece tokenizers.
 
 The five special pieces have the first ids. Text is encoded unchanged except for repeated spaces:
-callers lower-case it and add `<s>` and `</s>`. The letter U+2581 in a text is no space
+callers fold it (`Tokenizer.fold`) and add `<s>` and `</s>`. The letter U+2581 in a text is no space
 (`normalization.escape_space_mark`). Tokenizers of imported models load through the same class
 (`wrapped_tokenizer.py`).
 """
@@ -31,7 +31,7 @@ from minilm_jax.data import wrapped_tokenizer
 from minilm_jax.data.normalization import (
   SPACE_MARK,
   escape_space_mark,
-  normalize_text,
+  fold_text,
   unescape_space_mark,
 )
 
@@ -115,8 +115,8 @@ class Tokenizer:
     return processor
 
   def fold(self, text: str) -> str:
-    """Returns a text as in a corpus: NFC in lower case. Imported tokenizers change the text."""
-    return text if self._is_wrapped else normalize_text(text).lower()
+    """Returns a text as in a corpus, see `fold_text`. Imported tokenizers change the text."""
+    return text if self._is_wrapped else fold_text(text)
 
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of a sequence of ids, without special pieces."""

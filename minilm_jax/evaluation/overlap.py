@@ -46,7 +46,7 @@ from minilm_jax.data.corpus import (
   read_manifest,
   select_rows,
 )
-from minilm_jax.data.normalization import normalize_text
+from minilm_jax.data.normalization import fold_text
 from minilm_jax.data.tokenizer import PAD_ID, SPECIAL_TOKENS, UNKNOWN_ID, Tokenizer, load_tokenizer
 from minilm_jax.tasks import metrics
 from minilm_jax.tasks.examples import Examples, complete_task, list_splits, read_examples
@@ -226,7 +226,7 @@ def read_texts(
     InputError: No example has a piece or a word; the error names the source.
   """
   joined = (f'{first} {second}'.strip() for first, second in examples.pairs)
-  texts = [normalize_text(text).lower() for text in joined]
+  texts = [fold_text(text) for text in joined]
   encoded, words = tokenizer.encode(texts), [split_words(text) for text in texts]
   if not any(words) or not any(encoded):
     raise InputError(

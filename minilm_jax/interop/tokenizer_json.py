@@ -1,8 +1,8 @@
 """Converts a SentencePiece tokenizer to a tokenizer.json of Hugging Face's `tokenizers`.
 
 The model file of SentencePiece has pieces with scores. Normalization is code, which becomes steps
-of `tokenizers`: NFC, lower case, U+FDD0 for the letter U+2581, single spaces, no trailing spaces, a
-space before the text, U+2581 for a space. The merges of BPE follow from the pieces: two pieces merge if their
+of `tokenizers`: NFC, lower case, U+FDD0 for the letter U+2581, single spaces for white space, no
+trailing spaces, a space before the text, U+2581 for a space. The merges of BPE follow from the pieces: two pieces merge if their
 concatenation is a piece, in the order of its score.
 
 Both tokenizers differ in these cases:
@@ -29,7 +29,7 @@ from google.protobuf import runtime_version
 
 from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, SPECIAL_TOKENS, UNKNOWN_ID
 from minilm_jax.core.errors import InputError
-from minilm_jax.data.normalization import NORMALIZATION, SPACE_MARK, escape_space_mark
+from minilm_jax.data.normalization import NORMALIZATION, SPACE_MARK, WHITE_SPACE, escape_space_mark
 from minilm_jax.data.tokenizer import Tokenizer
 
 _SUBJECT = 'the tokenizer as a tokenizer.json'
@@ -49,6 +49,7 @@ PROBE_TEXTS = (
   'tab\t',
   '\n',
   'two\nlines\r\nthree',
+  '\tthe\u2003dog\x1f<mask>\u2028 sleeps\u3000.\x85',
   '\u2581',
   'a \u2581',
   '\u2581\u2581a b\u2581 ',
@@ -143,6 +144,7 @@ def _build_normalizer() -> dict[str, Any]:
       _replace({'Regex': _FINAL_SIGMA}, 'ς'),
       {'type': 'Lowercase'},
       _replace({'String': SPACE_MARK}, escape_space_mark(SPACE_MARK)),
+      _replace({'Regex': WHITE_SPACE}, ' '),
       _replace({'Regex': ' {2,}'}, ' '),
       _replace({'Regex': r' +\z'}, ''),
     ],

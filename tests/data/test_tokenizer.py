@@ -2,6 +2,7 @@
 
 import math
 import random
+import sys
 
 import pytest
 import sentencepiece
@@ -73,6 +74,18 @@ def test_the_letter_of_the_space_mark_is_no_space(large, small):
     starts = trained.starts_word()
     assert sum(starts[i] for i in trained.encode(['king▁queen'])[0]) == 1
   assert large.decode(large.encode_parts(['the ', '▁king'])[1]) == '▁king'
+
+
+def test_white_space_of_a_text_is_read_as_in_a_corpus(large):
+  spaces = [chr(code) for code in range(sys.maxunicode + 1) if chr(code).isspace()]
+  assert len(spaces) == 29
+  (expected,) = large.encode(['the king and queen'])
+  for space in spaces:
+    text = f'{space}The king{space}\n{space}and{space} queen{space}'
+    assert large.encode([large.fold(text)]) == [expected], repr(space)
+    # Without the space, a part of a text would continue the last word.
+    assert large.fold(f'{space}king') == ' king'
+  assert large.fold('a\u200bb\ufeff\u180e') == 'a\u200bb\ufeff\u180e'
 
 
 def test_text_never_gives_special_ids(large, small):

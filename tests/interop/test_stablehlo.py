@@ -90,7 +90,7 @@ def test_the_program_equals_the_model(
   'changes, texts, batch',
   [
     ({}, ('a text',), 0),
-    ({}, ('THE cafe\u0301 \u2581',), 0),
+    ({}, ('THE cafe\u0301\t\u2581\n',), 0),
     ({'fields': ('first', 'second')}, ('a text', 'another'), 3),
   ],
   ids=['text', 'letters that the tokenizer changes', 'pair in three rows'],
