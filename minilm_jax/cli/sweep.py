@@ -148,7 +148,7 @@ def _train_point(config: RunConfig, workdir: epath.Path, folder: epath.Path) -> 
 def _measure_word_bits(model: epath.Path) -> float | None:
   """Returns bits per word on the validation split, from a stored result if present.
 
-  Returns None for a corpus without validation rows.
+  Returns None for a corpus without validation rows, or with too few complete words in them.
   """
   path = old_names.find_file(model / run_dir.BITS_PER_WORD)
   if not path.exists():

@@ -76,6 +76,8 @@ def evaluate_loss(
 ) -> dict[str, Any]:
   """Returns loss, perplexity, padded loss, bits per word and bits per byte of a run.
 
+  Bits are None if the split has too few complete words, see `likelihood.measure_bits`.
+
   Args:
     source: Pre-training run; the latest checkpoint is used.
     corpus_folder: Corpus with the tokenizer of the run; '' is the corpus of the run.

@@ -28,6 +28,7 @@ from etils import epath
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32, Int, Integer
 
+from minilm_jax.core import progress
 from minilm_jax.core.config import MeshConfig
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID, UNKNOWN_ID, Tokenizer
@@ -286,10 +287,8 @@ def measure_bits(
 ) -> dict[str, Any]:
   """Returns bits per word and byte on rows, and `word_masks`, the results of each rate and seed.
 
-  The model is replicated over the mesh; rows are sharded over its axis `data`.
-
-  Raises:
-    InputError: The rows have no word to mask.
+  The model is replicated over the mesh; rows are sharded over its axis `data`. `word_masks` omits a
+  rate and seed that select no word. Bits are None, and the log says so, if the first does.
   """
   words = number_words(tokens, np.asarray(tokenizer.starts_word()))
   piece_bytes = np.asarray(tokenizer.count_bytes())
@@ -297,9 +296,7 @@ def measure_bits(
   for rate, seed in _WORD_MASKS:
     masked = mask_words(words, rate, seed)
     if not masked.any():
-      raise InputError(
-        f'bits per word of {len(tokens):,} rows', 'no word to mask', 'give a split with more text'
-      )
+      continue
     word_ids = np.stack([np.nonzero(masked)[0], words[masked]])
     num_words, num_bytes = np.unique(word_ids, axis=1).shape[1], piece_bytes[tokens[masked]].sum()
     nats = -math.fsum(compute_word_log_probabilities(model, tokens, masked, mesh).tolist())
@@ -315,7 +312,12 @@ def measure_bits(
         'tokens': int(masked.sum()),
       }
     )
-  headline = {name: results[0][name] for name in ('bits_per_word', 'bits_per_byte')}
+  names = 'bits_per_word', 'bits_per_byte'
+  headline: dict[str, Any] = dict.fromkeys(names)
+  if results and (results[0]['rate'], results[0]['seed']) == _WORD_MASKS[0]:
+    headline = {name: results[0][name] for name in names}
+  else:
+    progress.log(f'no bits per word: {len(tokens):,} rows have too few complete words to mask')
   return headline | {'word_masks': results}
 
 

@@ -276,9 +276,19 @@ def test_word_log_probabilities_do_not_depend_on_block_sizes(
   np.testing.assert_allclose(scores, expected, rtol=1e-5)
 
 
-def test_rows_without_a_word_are_refused(scored_rows, mesh):
+def test_rows_with_too_few_complete_words_have_no_bits(scored_rows, mesh, capsys):
   tokenizer, model, rows = scored_rows
-  empty = np.full_like(rows, PAD)
+  (word,) = tokenizer.encode(['dog'])
+  empty, full = np.full_like(rows, PAD), np.full_like(rows, tokenizer.starts_word().index(False, 5))
   empty[:, 0], empty[:, 1] = BEGIN, END
-  with pytest.raises(InputError, match='12 rows'):
-    likelihood.measure_bits(model, empty, tokenizer, mesh)
+  full[:, 0], full[:, 1], full[:, -1] = BEGIN, word[0], END
+  single = empty.copy()
+  single[0, 1 : len(word) + 2] = *word, END
+  model = jax.device_put(model, sharding.replicated(mesh))
+  # The generator for row 0 and seed 0 selects a single word at a rate of 0.3, but not of 0.15.
+  for tokens, rates in ((empty, []), (full, []), (single, [0.3])):
+    result = likelihood.measure_bits(model, tokens, tokenizer, mesh)
+    assert result['bits_per_word'] is None and result['bits_per_byte'] is None
+    assert [line['rate'] for line in result['word_masks']] == rates
+    assert all(line['words'] == 1 and line['bits_per_word'] > 0 for line in result['word_masks'])
+    assert '12 rows' in capsys.readouterr().err
