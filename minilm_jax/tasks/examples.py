@@ -194,8 +194,8 @@ def count_examples(task: Task, config: TaskConfig) -> dict[str, int]:
 def hold_out_examples(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
   """Returns training and validation examples; validation has round(fraction n), chosen by hash.
 
-  Equal texts stay in the same part, and each part keeps the order of the examples. Training keeps
-  two examples of each class.
+  Texts that differ only in case or white space stay in the same part. Each part keeps the order of
+  the examples, and training keeps two examples of each class.
 
   Raises:
     InputError: A part would be empty.

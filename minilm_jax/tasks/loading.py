@@ -16,7 +16,7 @@ from etils import epath
 
 from minilm_jax.core.config import TaskConfig
 from minilm_jax.core.errors import InputError, suggest_name
-from minilm_jax.data import documents, microworld, readers, tfds
+from minilm_jax.data import documents, microworld, normalization, readers, tfds
 from minilm_jax.tasks import glue_files
 from minilm_jax.tasks.task import Task
 
@@ -267,24 +267,33 @@ def split_validation(
 ) -> set[int]:
   """Returns the first round(fraction n) indices by a second hash of the text.
 
-  Equal texts stay together; a group of equal texts that exceeds the number is skipped. So is a
-  group that would leave fewer than two training examples of its class, if `labels` has the classes.
+  Texts that are equal except for case and white space stay together, because a model reads the same
+  pieces. The first of them gives the hash. A group of equal texts that exceeds the number is
+  skipped. So is a group that would leave fewer than two training examples of its class, if `labels`
+  has the classes.
 
-  >>> split_validation(['a', 'b', 'a', 'c', 'a'], 0.4) & {0, 2, 4}
+  >>> split_validation(['a', 'b', 'A', 'c', ' a'], 0.4) & {0, 2, 4}
   set()
   """
-  count, indices = round(fraction * len(texts)), collections.defaultdict(list)
+  count, groups = round(fraction * len(texts)), collections.defaultdict(list)
   for index, text in enumerate(texts):
-    indices[text].append(index)
+    groups[_make_key(text)].append(index)
   remaining = collections.Counter(labels)
   validation: set[int] = set()
-  for text in sorted(indices, key=lambda text: _hash_text(_VALIDATION_SALT + text)):
-    group = collections.Counter(labels[i] for i in indices[text]) if labels else {}
+  for indices in sorted(
+    groups.values(), key=lambda group: _hash_text(_VALIDATION_SALT + texts[group[0]])
+  ):
+    group = collections.Counter(labels[i] for i in indices) if labels else {}
     is_rare = any(remaining[label] - number < MIN_CLASS_SIZE for label, number in group.items())
-    if not is_rare and len(validation) + len(indices[text]) <= count:
-      validation.update(indices[text])
+    if not is_rare and len(validation) + len(indices) <= count:
+      validation.update(indices)
       remaining.subtract(group)
   return validation
+
+
+def _make_key(text: str) -> str:
+  """Returns a text, or texts joined by NUL, as a model reads it: folded with single spaces."""
+  return ' '.join(normalization.fold_text(text).replace('\0', ' \0 ').split())
 
 
 def sample_balanced(labels: Sequence[str], count: int) -> list[int]:
@@ -306,14 +315,16 @@ def sample_balanced_splits(
   """Returns balanced training and evaluation samples that share no text.
 
   Both are drawn at once as in `sample_balanced`, with the counts for each label. Repeated texts,
-  such as a sentence with two relations, are used for training.
+  such as a sentence with two relations, are used for training. Case and white space do not
+  distinguish texts.
 
   Raises:
     InputError: A label has too few examples, or too few with a unique text.
   """
-  counts, train, evaluation = collections.Counter(texts), [], []
+  keys = [_make_key(text) for text in texts]
+  counts, train, evaluation = collections.Counter(keys), [], []
   for drawn in _draw(labels, train_count + eval_count):
-    unique = [index for index in drawn if counts[texts[index]] == 1][:eval_count]
+    unique = [index for index in drawn if counts[keys[index]] == 1][:eval_count]
     if len(unique) < eval_count:
       raise InputError(
         f'{eval_count:,} evaluation examples of {labels[drawn[0]]!r} with unique texts',

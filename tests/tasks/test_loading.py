@@ -222,6 +222,29 @@ def test_equal_texts_stay_together():
   assert loading.split_validation(['same'] * 10, 0.2) == set()
 
 
+def change_text(text: str, number: int) -> str:
+  """Returns a text that a model reads as the same pieces."""
+  return (text, text.upper(), f' {text}\n', text.replace(' ', '\t  '), f'{text}\u00a0')[number % 5]
+
+
+def test_texts_that_differ_in_case_or_white_space_stay_together():
+  pairs = [f'{text}\0{text} Cafe\u0301' for text in TEXTS[:50]]
+  texts = [change_text(text, number) for text in pairs for number in range(4)]
+  texts[3] = ' \0'.join(texts[3].split('\0'))
+  held = loading.split_validation(texts, 0.25)
+  assert 48 <= len(held) <= 50 and all({i ^ 1, i ^ 2} <= held for i in held)
+  # The first text of a group gives the hash, so changes of later texts move no group.
+  assert held == loading.split_validation([text for text in pairs for _ in range(4)], 0.25)
+  assert loading.split_validation(['a b\0c', 'a\0b c'] * 2, 0.5) in ({0, 2}, {1, 3})
+
+
+def test_a_balanced_evaluation_sample_has_no_changed_training_text():
+  labels = ['abcd'[i % 4] for i in range(200)]
+  texts = [*TEXTS[:180], *(change_text(text, i + 1) for i, text in enumerate(TEXTS[:20]))]
+  equal = loading.sample_balanced_splits([*TEXTS[:180], *TEXTS[:20]], labels, 30, 15)
+  assert loading.sample_balanced_splits(texts, labels, 30, 15) == equal
+
+
 def test_a_balanced_sample_is_drawn_as_in_paper_2():
   labels = ['b', 'a', 'b', 'a', 'b', 'a', 'b', 'a']
   generator = random.Random(42)
