@@ -30,7 +30,7 @@ from minilm_jax.tasks import metrics
 from minilm_jax.training import pretrained
 
 ALL_PARADIGMS = 'all'  # the mean over all paradigms; not allowed as the name of a phenomenon
-_TABLE_FORMATS = tuple(name for name in readers.FORMATS if name not in ('txt', 'json'))
+_TABLE_FORMATS = tuple(name for name in readers.FORMATS if name != 'txt')
 _SENTENCE_COLUMNS = ('sentence_good', 'sentence_bad')
 # The first column that a row has is used.
 _PARADIGM_COLUMNS = ('paradigm', 'UID')
@@ -109,7 +109,12 @@ def _open_tables(source: epath.PathLike) -> tuple[str, list[tuple[str, Iterator[
 
 
 def _strip_suffixes(path: epath.Path) -> str:
-  return path.name.partition('.')[0] or path.name
+  """Returns the name of a table without the suffixes of its compression and its format."""
+  name = path.name
+  for suffixes in (readers.COMPRESSIONS, readers.FORMATS):
+    stem, _, suffix = name.rpartition('.')
+    name = stem if stem and suffix.lower() in suffixes else name
+  return name
 
 
 def _parse_pairs(table: str, rows: Iterator[dict[str, Any]]) -> Iterator[MinimalPair]:
