@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from rich import table as rich_table
 
 from minilm_jax.core import files, progress, recipe, run_dir
-from minilm_jax.core.errors import InputError
+from minilm_jax.core.errors import NO_TEXT, InputError
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data import documents
 from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID, SPECIAL_TOKENS, Tokenizer
@@ -223,7 +223,8 @@ class ClassifierModel(Model):
   def predict(self, texts: Texts, pairs: Texts | None = None) -> list[dict[str, Any]]:
     """Returns predictions as from `predict_rows`; `pandas.DataFrame` makes a table of the list.
 
-    Texts are truncated to the maximum length of the fine-tuning.
+    Texts are truncated to the maximum length of the fine-tuning, and the number of truncated texts
+    is logged.
 
     Args:
       texts: A string or several. An empty list gives an empty list.
@@ -313,11 +314,17 @@ def _read_rows(file: str, card: Card) -> Iterator[tuple[str, ...]]:
     if not set(fields) <= row.keys() and not card.reads_pairs and 'text' in row:
       fields = ('text',)
     for field in fields:
-      if field not in row or not isinstance(row[field], str):
+      if field not in row:
         raise InputError(
           f'text in {field!r} of {file}',
           f'row {number:,} has {", ".join(map(str, row)) or "nothing"}',
           f'give {" and ".join(card.fields)}, as strings',
+        )
+      if not isinstance(row[field], str) or NO_TEXT.search(row[field]):
+        raise InputError(
+          f'text in {field!r} of {file}',
+          f'{row[field]!r} in row {number:,}',
+          'give a string without NUL and without lone surrogates',
         )
     texts = tuple(row[field] for field in fields)
     yield (' '.join(text for text in texts if text),) if card.concatenate_fields else texts

@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Int
 
-from minilm_jax.core import files, old_names, recipe, run_dir
+from minilm_jax.core import files, old_names, progress, recipe, run_dir
 from minilm_jax.core.errors import COUNT, TEXT, Checked, InputError, PositiveInt, find_schema_fault
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.data.tokenizer import PAD_ID, Tokenizer, load_tokenizer
@@ -289,6 +289,8 @@ def compute_logits(
 ) -> Float[np.ndarray, 'P N C']:
   """Returns the outputs of each member for each example: logits, or numbers in a regression.
 
+  Longer examples than a member reads are truncated, and their number is logged.
+
   Args:
     members: Members of any shapes with the same tokenizer.
     examples: Texts; labels are ignored.
@@ -296,9 +298,10 @@ def compute_logits(
     stacks: Result of `stack_members`, for repeated calls.
   """
   logits: list[np.ndarray] = [np.zeros(0)] * len(members)
+  truncated: dict[int, int] = {}  # by length, which several groups may share
   for group, stack in zip(group_by_shape(members), stacks or stack_members(members), strict=True):
     card, tokenizer = members[group[0]].card, members[group[0]].tokenizer
-    sequences, _ = task_data.encode_examples(examples, tokenizer, card.length)
+    sequences, truncated[card.length] = task_data.encode_examples(examples, tokenizer, card.length)
     length = card.model.max_length
     if card.head.pooling != 'positions':  # a head with weights for each position needs full rows
       length = task_data.bucket_length(sequences, length)
@@ -310,4 +313,7 @@ def compute_logits(
     outputs = np.asarray(build_forward(len(group), group_strategy)(stack, jnp.asarray(tokens)))
     for index, member_outputs in zip(group, outputs, strict=True):
       logits[index] = member_outputs[places]
+  for length, count in truncated.items():
+    if count:
+      progress.log(f'truncated {count:,} of {len(examples.first):,} examples to {length} tokens')
   return np.stack(logits)

@@ -340,12 +340,17 @@ def test_the_command_prints_a_table_or_json_lines(classifiers: Path, tmp_path: P
     ('--committee=HOME/together --file=WORK/empty.jsonl', 'WORK/empty.jsonl'),
     ('--committee=HOME/together --file=WORK/x.jsonl', 'row 1 has headline'),
     ('--classifier=HOME/pairs --file=WORK/x.jsonl', "text in 'sentence1'"),
+    ('--classifier=HOME/classifier-0 --file=WORK/half.jsonl', r"'the dog \ud83d' in row 2"),
+    ('--classifier=HOME/classifier-0 --file=WORK/null.jsonl', 'None in row 2'),
   ],
 )
 def test_invalid_arguments_are_refused(
   arguments: str, match: str, classifiers: Path, tmp_path: Path, capsys
 ):
   (tmp_path / 'empty.jsonl').write_text('')
+  for name, value in (('half', 'the dog \ud83d'), ('null', None)):
+    lines = [json.dumps({'text': text}) for text in ('the dog .', value)]
+    (tmp_path / f'{name}.jsonl').write_text('\n'.join(lines))
   write_table(tmp_path, {'headline': 'a'})
   arguments, match = (
     text.replace('HOME', str(classifiers)).replace('WORK', str(tmp_path))

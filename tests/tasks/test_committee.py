@@ -62,6 +62,15 @@ def test_a_committee_of_one_member_equals_the_member(
   np.testing.assert_allclose(repeated, once, rtol=0, atol=1e-6)
 
 
+def test_truncated_examples_are_counted_once(members: list, capsys):
+  # Members of two shapes read at most 24 tokens.
+  examples = fake_classifiers.make_examples(('the dog ' * 30, 'the dog .', 'fox ' * 100))
+  Committee(tuple(members)).logits(examples)
+  assert capsys.readouterr().err == 'truncated 2 of 3 examples to 24 tokens\n'
+  Committee(tuple(members)).logits(EXAMPLES)
+  assert capsys.readouterr().err == ''
+
+
 def test_probabilities_are_means_over_members(members: list, single_logits: np.ndarray):
   assert len({logits.argmax(-1).tobytes() for logits in single_logits}) > 1
   for combined, expected in (
