@@ -82,6 +82,10 @@ def _build(
   sources = documents.expand_sources(config.documents)
   list_path, tokenizer_path = config.vocabulary.word_list, config.tokenizer.path
   words = filters.load_word_list(list_path) if list_path else None
+  if words and (unmatched := sum(word != word.lower() for word in words.words)):
+    progress.log(
+      f'word list: {unmatched:,} of {len(words.words):,} words have capitals and match no text'
+    )
   existing = tokenizer.load_tokenizer(tokenizer_path) if tokenizer_path else None
   fingerprints = runner.fingerprint_sources(sources)
   sources = [

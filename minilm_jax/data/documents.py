@@ -13,8 +13,8 @@ at most 100 characters, as in hard-wrapped text. With `paragraphs`, each line is
 line is empty. A suffix overrides the unit for one source: `books/*.txt@file`. In a table, a
 document is the value of one column.
 
-Text is normalised to NFC and otherwise unchanged, including white space; empty documents are
-skipped. Memory holds one document.
+Text is normalised to NFC and otherwise unchanged, including white space. Empty documents and null
+values of a table are skipped. Memory holds one document.
 """
 
 import dataclasses
@@ -211,6 +211,8 @@ def _get_text(row: dict[str, Any], config: DocumentsConfig, location: str) -> st
       'set documents.field to one of the columns',
     )
   text, is_strict = row[config.field], config.on_invalid_utf8 == 'strict'
+  if text is None:
+    return ''
   if isinstance(text, bytes):
     if is_strict:
       raise InputError(location, f'{config.field!r} is not UTF-8', _REPLACE_REMEDY)

@@ -34,6 +34,7 @@ from minilm_jax.data import documents, filters
 TEXT_KINDS = ('sentences', 'spans', 'documents')
 _CHARS_PER_BATCH = 1 << 20
 _MAX_BYTES_PER_WORD = 24  # mean above that of languages with spaces between words
+_MAX_ESTIMATED_SHARE = 0.99  # of a source, so that its estimated progress ends with the source
 _NUM_BUCKETS = 256
 _BUCKET_SHIFT = np.uint64(56)  # the top byte of a digest is its bucket
 _LOWER, _SPACE = bytes(range(256)).lower(), b' \t\n\r\v\f'  # the hash ignores case and white space
@@ -396,7 +397,8 @@ def _read_documents(
         documents_read, chars_read = documents_read + 1, chars_read + len(text)
         if chars_read - chars_reported >= _CHARS_PER_BATCH:
           chars_reported = chars_read
-          position = min((chars_read - source_start) * bytes_per_char, source.num_bytes)
+          position = (chars_read - source_start) * bytes_per_char
+          position = min(position, _MAX_ESTIMATED_SHARE * source.num_bytes)
           note = f'{documents_read:,} documents, {source.name}'
           update((bytes_before + position) / 1e6, note)
       bytes_before += source.num_bytes

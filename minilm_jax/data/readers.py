@@ -18,6 +18,7 @@ import io
 import itertools
 import json
 import lzma
+import re
 import shlex
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,9 @@ _BLOCK_BYTES = 1 << 20
 _MAX_BYTES_PER_CHAR = 4  # UTF-8
 _ROWS_PER_PARQUET_BATCH = 128
 _MAX_PARQUET_ROW_BYTES = 1 << 16  # numbers and file layout, in addition to the text
-# Arrow raises these, also for dates after the year 9999 and for unknown time zones.
+# Types of Arrow, also of the parts of a nested column.
+_TIME_TYPE = re.compile(r'\b(timestamp|date32|date64|time32|time64|duration|month_)')
+# Arrow raises these for damaged files.
 _PARQUET_ERRORS = (*PARSE_ERRORS, OSError, NotImplementedError, ImportError)
 _DECOMPRESSORS = {'gz': 'gzip', 'xz': 'xz', 'zst': 'zstd'}
 _BYTE_ORDER_MARKS = (
@@ -403,7 +406,11 @@ def read_delimited(
 
 
 def _read_parquet(path: epath.PathLike, errors: str, max_chars: int) -> Iterator[dict[str, Any]]:
-  """Yields every row; ignores `errors`, because Parquet columns are typed."""
+  """Yields every row; ignores `errors`, because Parquet columns are typed.
+
+  Binary values that are UTF-8 are text. Columns with dates or times are omitted: no task reads
+  them, and some of their values have no Python type.
+  """
   subject = f'the file {path}'
   require_library('pyarrow', 'data', subject)
   from pyarrow import parquet
@@ -434,16 +441,23 @@ def _read_parquet(path: epath.PathLike, errors: str, max_chars: int) -> Iterator
       raise InputError(subject, f'not Parquet: {reason}', 'copy or write it again') from None
 
 
+def decode_bytes(value: Any) -> Any:
+  """Returns the text of bytes that are UTF-8, or else the value."""
+  try:
+    return value.decode() if isinstance(value, bytes) else value
+  except UnicodeDecodeError:
+    return value
+
+
 def _list_batch_rows(location: str, batch: Any) -> list[dict[str, Any]]:
   """Returns the rows of a batch of Arrow."""
-  names = batch.schema.names
-  if len(set(names)) == len(names):
-    return batch.to_pylist()
-  columns = [column.to_pylist() for column in batch.columns]
-  return [
-    _make_row(location, list(zip(names, values, strict=True)))
-    for values in zip(*columns, strict=True)
-  ]
+  names, columns = [], []
+  for field, column in zip(batch.schema, batch.columns, strict=True):
+    if not _TIME_TYPE.search(str(field.type)):
+      names.append(field.name)
+      columns.append(map(decode_bytes, column.to_pylist()))
+  rows = zip(*columns, strict=True) if columns else [()] * len(batch)
+  return [_make_row(location, list(zip(names, row, strict=True))) for row in rows]
 
 
 _ROW_READERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {

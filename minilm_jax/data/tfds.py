@@ -17,6 +17,7 @@ from etils import epath
 
 from minilm_jax.core import files, paths
 from minilm_jax.core.errors import LIBRARY_ERRORS, InputError, require_library, suggest_name
+from minilm_jax.data import readers
 
 _DEFAULT_DATA_DIR = '~/tensorflow_datasets'
 _FEATURES_FILE = 'features.json'
@@ -160,10 +161,7 @@ def _check_classes(value: Any, subject: str) -> None:
 
 def _to_plain(value: Any) -> Any:
   if isinstance(value, bytes):
-    try:
-      return value.decode()
-    except UnicodeDecodeError:
-      return value
+    return readers.decode_bytes(value)
   if isinstance(value, (list, tuple)) or getattr(value, 'dtype', None) == 'object':
     return [_to_plain(item) for item in value]
   return value.item() if getattr(value, 'ndim', None) == 0 else value

@@ -319,6 +319,16 @@ def test_hard_wrapped_text_gives_the_corpus_of_unwrapped_text(source, tmp_path):
   assert len(set(hashes)) == 1
 
 
+def test_words_with_capitals_are_counted(source, tmp_path, capsys):
+  words = tmp_path / 'words.txt'
+  words.write_text('\n'.join([*WORDS, 'King', 'TRUE', 'Größe', 'größe']) + '\n')
+  for path, numbers in ((words, ['3', str(len(WORDS) + 4)]), (source / 'words.txt', None)):
+    config = make_config(source, **{'vocabulary.word_list': str(path)})
+    build.build_corpus(config, tmp_path / path.parent.name)
+    line = re.search('^word list: (.*) words have capitals', capsys.readouterr().err, re.M)
+    assert (line and line[1].split(' of ')) == numbers
+
+
 def test_text_without_spaces_is_named_as_the_reason(tmp_path):
   lines = '我们看到了那座红色的大房子和院子里的小狗', '今天的天气很好所以大家都出去散步了'
   (tmp_path / 'a.txt').write_text('\n\n'.join(lines))

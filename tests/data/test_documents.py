@@ -7,7 +7,9 @@ import lzma
 import pathlib
 import pickle
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from minilm_jax.core.corpus_config import DocumentsConfig
 from minilm_jax.core.errors import InputError
@@ -196,6 +198,24 @@ def test_values_that_are_not_text_are_refused(tmp_path, value, part):
   assert part in error and 'row 2' in error
   if isinstance(value, str):
     assert read_sources(path, on_invalid_utf8='replace') == ['fine', value[:-1] + '\ufffd']
+
+
+def test_null_values_are_skipped_and_binary_text_is_decoded(tmp_path):
+  texts = ['one', None, 'größe', '']
+  (tmp_path / 'a.jsonl').write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts))
+  binary = pyarrow.array([text and text.encode() for text in texts], 'binary')
+  for name, column in (
+    ('b', pyarrow.array(texts)),
+    ('c', binary),
+    ('d', binary.cast('large_binary')),
+  ):
+    parquet.write_table(pyarrow.table({'text': column}), tmp_path / f'{name}.parquet')
+  for name in ('a.jsonl', 'b.parquet', 'c.parquet', 'd.parquet'):
+    assert read_sources(tmp_path / name) == ['one', 'größe']
+  damaged = pyarrow.table({'text': [b'fine', b'a\xff']})
+  parquet.write_table(damaged, tmp_path / 'e.parquet')
+  assert 'not UTF-8' in refuse(tmp_path / 'e.parquet')
+  assert read_sources(tmp_path / 'e.parquet', on_invalid_utf8='replace') == ['fine', 'a\ufffd']
 
 
 def test_the_microworld_is_a_source():

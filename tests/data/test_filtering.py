@@ -1,6 +1,9 @@
 """Splits, the process pool (order, bounds, errors, end of processes) and deduplication."""
 
 import collections
+import contextlib
+import dataclasses
+import gzip
 import os
 import pathlib
 import random
@@ -13,8 +16,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from minilm_jax.core.corpus_config import SplitConfig
-from minilm_jax.data import filtering
+from minilm_jax.core import progress
+from minilm_jax.core.corpus_config import DocumentsConfig, SplitConfig
+from minilm_jax.data import documents, filtering
 
 ENVIRONMENT = os.environ | {'PYTHONPATH': str(pathlib.Path(filtering.__file__).parents[2])}
 
@@ -164,6 +168,29 @@ def test_a_signal_or_a_killed_worker_ends_the_pool(
   assert done.returncode == status and message in done.stderr, done.stderr
   assert 'Traceback' not in done.stderr, done.stderr
   assert not [pid for pid in map(int, done.stdout.split()) if is_alive(pid)]
+
+
+def test_progress_ends_with_the_last_source(tmp_path, monkeypatch):
+  for name in 'ab':
+    lines = '\n'.join('the dog sleeps' for _ in range(4000))
+    (tmp_path / f'{name}.txt.gz').write_bytes(gzip.compress(lines.encode()))
+  config = DocumentsConfig(sources=(f'{tmp_path}/*.gz',))
+  sources = [
+    dataclasses.replace(source, num_bytes=documents.fingerprint_source(source)['bytes'])
+    for source in documents.expand_sources(config)
+  ]
+  monkeypatch.setattr(filtering, '_CHARS_PER_BATCH', 1000)
+  positions, totals = [], []
+
+  @contextlib.contextmanager
+  def track_progress(task, total, unit):
+    totals.append(total)
+    yield lambda done, note='': positions.append(done)
+
+  monkeypatch.setattr(progress, 'track_progress', track_progress)
+  assert len(list(filtering._read_documents(config, sources, 'reading'))) == 8000
+  assert positions == sorted(positions) and len(positions) > 50
+  assert positions.count(totals[0]) == 1 and positions[-1] == totals[0]
 
 
 def test_deduplication_equals_a_set():

@@ -280,6 +280,16 @@ def test_a_parquet_with_large_values_is_refused(tmp_path, indices, texts):
     read_rows(path)
 
 
+@pytest.mark.parametrize('kind', ['timestamp[s]', 'timestamp[ns]', 'duration[ns]', 'time64[ns]'])
+def test_a_parquet_may_have_times_without_a_python_value(tmp_path, kind):
+  times = pyarrow.array([2**45 + 1, None]).cast(kind)
+  columns = {'text': ['a', 'b'], 'time': times, 'all': pyarrow.array([[1.5], []]), 'n': [1, 2]}
+  columns['nested'] = pyarrow.StructArray.from_arrays([times], ['at'])
+  parquet.write_table(pyarrow.table(columns), tmp_path / 'a.parquet')
+  rows = read_rows(tmp_path / 'a.parquet')
+  assert rows == [{'text': 'a', 'all': [1.5], 'n': 1}, {'text': 'b', 'all': [], 'n': 2}]
+
+
 def write_table(path: pathlib.Path) -> None:
   """Writes ROWS in the format of the file name without a CSV library: .tsv has no quoting."""
   if path.suffix == '.parquet':
