@@ -22,6 +22,8 @@ from minilm_jax.core.errors import (
 
 FORMAT = 1  # version of the corpus folder
 SPLITS = ('train', 'validation', 'test')
+DOCUMENT_UNITS = ('paragraphs', 'line', 'file')
+TEXT_KINDS = ('sentences', 'spans', 'documents')
 # The special tokens have the first ids of every vocabulary.
 SPECIAL_TOKENS = ('<s>', '<pad>', '</s>', '<unk>', '<mask>')
 BEGIN_ID, PAD_ID, END_ID, UNKNOWN_ID, MASK_ID = range(5)
@@ -40,7 +42,7 @@ class DocumentsConfig(Checked):
   data_dir: PathText = ''  # Data directory of TFDS sources; '' takes the default of TFDS.
   # Document of a .txt file: text up to an empty line (a line, in files without empty lines), a
   # line, or the file.
-  document_unit: Annotated[str, one_of('paragraphs', 'line', 'file')] = 'paragraphs'
+  document_unit: Annotated[str, one_of(*DOCUMENT_UNITS)] = 'paragraphs'
   # Bytes that are not UTF-8: strict ends with an error, replace inserts U+FFFD.
   on_invalid_utf8: Annotated[str, one_of('strict', 'replace')] = 'strict'
   # Maximum number of characters of a document; longer documents are errors.
@@ -59,7 +61,7 @@ class VocabularyConfig(Checked):
   # Rule that splits text into words: that of paper 1, or plain, which handles apostrophes.
   word_rule: Annotated[str, one_of('paper1', 'plain')] = 'paper1'
   # Units that must consist of allowed words: sentences, spans (windows of words), documents.
-  filters: Annotated[tuple[str, ...], one_of('sentences', 'spans', 'documents')] = (
+  filters: Annotated[tuple[str, ...], one_of(*TEXT_KINDS)] = (
     'sentences',
     'spans',
   )

@@ -18,7 +18,7 @@ from typing import Any
 from etils import epath
 
 from minilm_jax.core import backend, files, lock, progress, recipe, run_dir
-from minilm_jax.core.corpus_config import FORMAT, CorpusConfig
+from minilm_jax.core.corpus_config import FORMAT, TEXT_KINDS, CorpusConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filtering, filters, packing, tokenizer
 from minilm_jax.data.normalization import NORMALIZATION
@@ -50,7 +50,7 @@ def build_corpus(config: CorpusConfig, workdir: epath.PathLike, beam: str = '') 
       files.write_json(workdir / run_dir.CONFIG, manifest['settings'])
     run_dir.open_run(workdir, settings)
     progress.log(f'{workdir} has the finished corpus of this recipe: nothing to do')
-    _remove(workdir / _WORK_FOLDER)
+    files.remove_folder(workdir / _WORK_FOLDER)
     return workdir
   with lock.hold_lock(workdir):
     if beam:
@@ -119,13 +119,8 @@ def _build(
   stages = {_FILTER_STAGE: filtered, 'tokenizer': pieces, 'rows': row_counts}
   manifest = _make_manifest(settings, fingerprints, splits, stages)
   files.write_json(workdir / run_dir.MANIFEST, manifest)
-  _remove(work)
+  files.remove_folder(work)
   _log_summary(manifest, time.monotonic() - started)
-
-
-def _remove(folder: epath.Path) -> None:
-  if folder.exists():
-    folder.rmtree()
 
 
 def _run_stage(
@@ -154,7 +149,7 @@ def _filter_text(
 ) -> dict[str, Any]:
   if config.vocabulary.most_frequent:
     words = runner.find_most_frequent_words(config, sources)
-  _remove(work / _FILTER_STAGE)
+  files.remove_folder(work / _FILTER_STAGE)
   summary = runner.filter_corpus(config, sources, words, work / _FILTER_STAGE)
   word_list = words and {'name': words.name, 'sha256': words.sha256, 'words': len(words.words)}
   return summary | {'word_list': word_list}
@@ -171,9 +166,7 @@ def _make_tokenizer(
   text_bytes = sum(kind['bytes'] for kind in filtered['kept']['train'].values())
 
   def sample_text(max_bytes: int) -> Iterator[str]:
-    kinds = (
-      filtering.read_items(work / _FILTER_STAGE, 'train', kind) for kind in filtering.TEXT_KINDS
-    )
+    kinds = (filtering.read_items(work / _FILTER_STAGE, 'train', kind) for kind in TEXT_KINDS)
     return tokenizer.sample_evenly(itertools.chain.from_iterable(kinds), max_bytes / text_bytes)
 
   if existing:

@@ -26,13 +26,12 @@ from typing import Any
 from etils import epath
 
 from minilm_jax.core import files, paths
-from minilm_jax.core.corpus_config import DocumentsConfig
+from minilm_jax.core.corpus_config import DOCUMENT_UNITS, DocumentsConfig
 from minilm_jax.core.errors import NO_TEXT, InputError, suggest_name
 from minilm_jax.data import microworld, readers, tfds
 from minilm_jax.data.normalization import normalize_text
 from minilm_jax.data.readers import detect_format
 
-UNITS = ('paragraphs', 'line', 'file')
 _MAX_TABLE_LINE_CHARS = 10_000_000
 _MAX_WRAPPED_CHARS = 100  # of a line of hard-wrapped text
 _MICROWORLD_DOCUMENTS = 20_000
@@ -98,8 +97,8 @@ def _match_sources(pattern: str, data_dir: str) -> list[Source]:
   is_name = '/' in unit or '.' in unit or paths.is_pattern(unit)
   if not at or is_name or epath.Path(pattern).exists():
     path, unit = pattern, ''
-  elif unit not in UNITS:
-    raise InputError(pattern, f'no unit {unit!r}', suggest_name(unit, UNITS))
+  elif unit not in DOCUMENT_UNITS:
+    raise InputError(pattern, f'no unit {unit!r}', suggest_name(unit, DOCUMENT_UNITS))
   if epath.Path(path).exists():
     return [_make_file_source(path, unit)]
   if paths.is_pattern(path):

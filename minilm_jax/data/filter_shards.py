@@ -28,7 +28,13 @@ import numpy as np
 from etils import epath
 
 from minilm_jax.core import files, paths
-from minilm_jax.core.corpus_config import SPLITS, CorpusConfig, DocumentsConfig, SplitConfig
+from minilm_jax.core.corpus_config import (
+  SPLITS,
+  TEXT_KINDS,
+  CorpusConfig,
+  DocumentsConfig,
+  SplitConfig,
+)
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filtering, filters, tfds
 
@@ -36,7 +42,7 @@ _RECORDS_PER_SHARD = 100_000
 _DIGESTS_PER_MESSAGE = 1 << 20
 _WORDS_PER_MESSAGE = 1 << 20  # distinct words
 # Split and kind of an item, indexed by its digit.
-_ITEM_KEYS = tuple((split, kind) for split in SPLITS for kind in filtering.TEXT_KINDS)
+_ITEM_KEYS = tuple((split, kind) for split in SPLITS for kind in TEXT_KINDS)
 
 
 def plan_shards(
@@ -150,9 +156,9 @@ def filter_shard(
       file.writelines(b'%d%b\n' % (_ITEM_KEYS.index(key), item) for key, item in result.items)
       digests = np.append(digests, result.digests)
       if len(digests) >= _DIGESTS_PER_MESSAGE:
-        yield from _address_digests(number, num_sent, digests)
+        yield from filtering.split_into_buckets(number, num_sent, digests)
         num_sent, digests = num_sent + len(digests), digests[:0]
-  yield from _address_digests(number, num_sent, digests)
+  yield from filtering.split_into_buckets(number, num_sent, digests)
   write_shard_json(
     locate_shard_file(folder, number, 'json'),
     {
@@ -162,13 +168,6 @@ def filter_shard(
       'processor_seconds': time.thread_time() - started,
     },
   )
-
-
-def _address_digests(
-  number: int, first: int, digests: np.ndarray
-) -> Iterator[tuple[int, tuple[int, bytes, bytes]]]:
-  for bucket, numbers, members in filtering.split_into_buckets(first, digests):
-    yield bucket, (number, numbers, members)
 
 
 def save_repeats(shard: tuple[int, Iterable[bytes]], folder: epath.Path) -> None:

@@ -26,12 +26,17 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, UInt64
 
-from minilm_jax.core import progress, signals
-from minilm_jax.core.corpus_config import SPLITS, CorpusConfig, DocumentsConfig, SplitConfig
+from minilm_jax.core import files, progress, signals
+from minilm_jax.core.corpus_config import (
+  SPLITS,
+  TEXT_KINDS,
+  CorpusConfig,
+  DocumentsConfig,
+  SplitConfig,
+)
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filters
 
-TEXT_KINDS = ('sentences', 'spans', 'documents')
 _CHARS_PER_BATCH = 1 << 20
 _MAX_BYTES_PER_WORD = 24  # mean above that of languages with spaces between words
 _MAX_ESTIMATED_SHARE = 0.99  # of a source, so that its estimated progress ends with the source
@@ -137,9 +142,9 @@ class Deduplicator:
 
 
 def split_into_buckets(
-  first: int, digests: UInt64[np.ndarray, 'n']
-) -> Iterator[tuple[int, bytes, bytes]]:
-  """Yields (bucket, item numbers, digests), the latter two as bytes of `<u8`.
+  shard: int, first: int, digests: UInt64[np.ndarray, 'n']
+) -> Iterator[tuple[int, tuple[int, bytes, bytes]]]:
+  """Yields (bucket, (shard, item numbers, digests)), the latter two as bytes of `<u8`.
 
   Equal digests are in one bucket.
 
@@ -151,11 +156,8 @@ def split_into_buckets(
   bounds = np.searchsorted(buckets[order], np.arange(_NUM_BUCKETS + 1, dtype=np.uint64))
   for bucket in np.flatnonzero(np.diff(bounds)).tolist():
     members = order[bounds[bucket] : bounds[bucket + 1]]
-    yield (
-      bucket,
-      (first + members).astype('<u8').tobytes(),
-      digests[members].astype('<u8').tobytes(),
-    )
+    numbers = (first + members).astype('<u8')
+    yield bucket, (shard, numbers.tobytes(), digests[members].astype('<u8').tobytes())
 
 
 def find_repeated(entries: Iterable[tuple[int, bytes, bytes]]) -> Iterator[tuple[int, bytes]]:
@@ -304,8 +306,7 @@ def _measure_processor_seconds() -> float:
 def create_atomic_folder(folder: epath.Path) -> Iterator[epath.Path]:
   """Yields a partial folder that becomes `folder` at the end; an InputError removes it."""
   partial = folder.parent / f'{folder.name}.partial'
-  if partial.exists():
-    partial.rmtree()
+  files.remove_folder(partial)
   partial.mkdir(parents=True)
   try:
     yield partial
@@ -337,14 +338,14 @@ def write_split_files(
     split: {kind: Counter(items=0, words=0, bytes=0) for kind in TEXT_KINDS} for split in SPLITS
   }
   with contextlib.ExitStack() as stack:
-    files = {
+    streams = {
       (split, kind): stack.enter_context(locate_items(folder, split, kind).open('wb'))
       for split in SPLITS
       for kind in TEXT_KINDS
     }
     for (split, kind), item, is_first in items:
       if is_first:
-        files[split, kind].write(item + b'\n')
+        streams[split, kind].write(item + b'\n')
         totals[split][kind].update(items=1, words=item.count(b' ') + 1, bytes=len(item))
       else:
         filter_counts[f'{kind}_repeated'] += 1

@@ -17,7 +17,7 @@ from etils import epath
 from jaxtyping import UInt
 
 from minilm_jax.core import files, progress
-from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, PAD_ID, SPLITS, RowsConfig
+from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, PAD_ID, SPLITS, TEXT_KINDS, RowsConfig
 from minilm_jax.data import filtering
 from minilm_jax.data.tokenizer import Tokenizer
 
@@ -131,7 +131,7 @@ def _encode_rows(
   Sentences, spans and documents follow one another and never share a row.
   """
   capacity = config.length - 2
-  for kind in filtering.TEXT_KINDS:
+  for kind in TEXT_KINDS:
     items = filtering.read_items(text_folder, split, kind)
     if config.packing == 'tokens':
       yield from group_by_tokens(_encode_texts(tokenizer, items), capacity)

@@ -16,7 +16,7 @@ from etils import epath
 from jaxtyping import Array, Float, Int
 from rich import table as rich_table
 
-from minilm_jax.core import files, progress, recipe, run_dir
+from minilm_jax.core import files, recipe, run_dir
 from minilm_jax.core.errors import NO_TEXT, InputError
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data import documents
@@ -111,8 +111,7 @@ class LanguageModel(Model):
     max_length = self.config.model.max_length
     examples = Examples(tuple(texts), (), np.zeros(len(texts), np.int32))
     sequences, truncated = task_data.encode_examples(examples, self.tokenizer, max_length)
-    if truncated:
-      progress.log(f'truncated {truncated:,} of {len(texts):,} texts to {max_length} tokens')
+    task_data.log_truncated(truncated, len(texts), max_length)
     order = sorted(range(len(texts)), key=lambda i: len(sequences[i]))
     for first in range(0, len(texts), _ROWS_PER_BATCH):
       indices = order[first : first + _ROWS_PER_BATCH]

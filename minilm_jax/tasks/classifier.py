@@ -25,7 +25,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Float, Int
 
-from minilm_jax.core import files, old_names, progress, recipe, run_dir
+from minilm_jax.core import files, old_names, recipe, run_dir
 from minilm_jax.core.errors import COUNT, TEXT, Checked, InputError, PositiveInt, find_schema_fault
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.data.tokenizer import PAD_ID, Tokenizer, load_tokenizer
@@ -140,9 +140,8 @@ def save_classifier(
   """
   path = epath.Path(path)
   temporary = path.parent / f'.{path.name}.partial'
-  for old in (temporary, path):
-    if old.exists():
-      old.rmtree()
+  files.remove_folder(temporary)
+  files.remove_folder(path)
   temporary.mkdir(parents=True)
   files.write_json(temporary / CARD_FILE, recipe.as_dict(card))
   files.write_bytes(temporary / run_dir.TOKENIZER, tokenizer.model)
@@ -314,6 +313,5 @@ def compute_logits(
     for index, member_outputs in zip(group, outputs, strict=True):
       logits[index] = member_outputs[places]
   for length, count in truncated.items():
-    if count:
-      progress.log(f'truncated {count:,} of {len(examples.first):,} examples to {length} tokens')
+    task_data.log_truncated(count, len(examples.first), length)
   return np.stack(logits)

@@ -104,6 +104,12 @@ def encode_examples(
   return sequences, truncated
 
 
+def log_truncated(truncated: int, texts: int, max_length: int) -> None:
+  """Logs the number of truncated texts or pairs, if any."""
+  if truncated:
+    progress.log(f'truncated {truncated:,} of {texts:,} texts to {max_length} tokens')
+
+
 def bucket_length(sequences: Sequence[list[int]], max_length: int) -> int:
   """Returns the smallest multiple of 16 that fits all sequences, at most `max_length`."""
   return min(max_length, _round_up(max(map(len, sequences))))

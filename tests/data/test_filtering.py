@@ -219,8 +219,8 @@ def test_buckets_in_any_order_find_the_repetitions_of_one_process(factor: int):
     for shard, digests in enumerate(shards):
       middle = len(digests) // 2
       for first, part in ((0, digests[:middle]), (middle, digests[middle:])):
-        for bucket, *entry in filtering.split_into_buckets(first, part):
-          buckets[bucket].append((shard, *entry))
+        for bucket, entry in filtering.split_into_buckets(shard, first, part):
+          buckets[bucket].append(entry)
     is_first = [np.ones(len(digests), bool) for digests in shards]
     for entries in buckets.values():
       dice.shuffle(entries)

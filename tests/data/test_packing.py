@@ -7,7 +7,15 @@ import pytest
 from etils import epath
 
 from minilm_jax.core import files
-from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID, PAD_ID, SPLITS, RowsConfig
+from minilm_jax.core.corpus_config import (
+  BEGIN_ID,
+  END_ID,
+  MASK_ID,
+  PAD_ID,
+  SPLITS,
+  TEXT_KINDS,
+  RowsConfig,
+)
 from minilm_jax.data import filtering, packing
 from minilm_jax.data.tokenizer import Tokenizer, train_tokenizer
 
@@ -93,7 +101,7 @@ def text_folder(tmp_path) -> epath.Path:
   folder = epath.Path(tmp_path) / 'text'
   folder.mkdir()
   for number, split in enumerate(SPLITS):
-    for kind in filtering.TEXT_KINDS:
+    for kind in TEXT_KINDS:
       items = [] if split == 'test' else draw_sentences(200, seed=10 * number + len(kind))
       filtering.locate_items(folder, split, kind).write_text(''.join(f'{item}\n' for item in items))
   return folder
@@ -127,9 +135,7 @@ def read_rows(folder: epath.Path, entry: dict) -> np.ndarray:
 
 
 def read_texts(folder: epath.Path, split: str) -> list[str]:
-  return [
-    item for kind in filtering.TEXT_KINDS for item in filtering.read_items(folder, split, kind)
-  ]
+  return [item for kind in TEXT_KINDS for item in filtering.read_items(folder, split, kind)]
 
 
 def test_full_rows_have_all_tokens_of_the_text(text_folder, tokenizer):
@@ -151,7 +157,7 @@ def test_truncated_tokens_are_counted(text_folder, tokenizer):
     rows = [strip(row) for row in read_rows(text_folder.parent, splits[split])]
     texts = [
       text
-      for kind in filtering.TEXT_KINDS
+      for kind in TEXT_KINDS
       for text in packing.group_by_words(filtering.read_items(text_folder, split, kind), LENGTH)
     ]
     encoded = tokenizer.encode(texts)

@@ -66,7 +66,7 @@ def test_truncated_examples_are_counted_once(members: list, capsys):
   # Members of two shapes read at most 24 tokens.
   examples = fake_classifiers.make_examples(('the dog ' * 30, 'the dog .', 'fox ' * 100))
   Committee(tuple(members)).logits(examples)
-  assert capsys.readouterr().err == 'truncated 2 of 3 examples to 24 tokens\n'
+  assert capsys.readouterr().err == 'truncated 2 of 3 texts to 24 tokens\n'
   Committee(tuple(members)).logits(EXAMPLES)
   assert capsys.readouterr().err == ''
 
