@@ -24,14 +24,22 @@ find_python() {
   return 1
 }
 
+# Returns the status of the first step that fails, also to callers without `set -e`.
 install_minilm() {
   local python started=$SECONDS
   if ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
-    python=$(find_python)
-    echo "Creating the environment $venv with $("$python" --version)"
-    "$python" -m venv --clear "$venv"
+    if [[ -d $venv && ! -e $venv/pyvenv.cfg && $(ls -A "$venv") ]]; then
+      refuse "an environment in $venv" 'a folder with other files' 'set MINILM_VENV to an empty or new folder'
+    fi
+    if "$venv/bin/python" -c '' >/dev/null 2>&1; then
+      "$venv/bin/python" -m ensurepip >/dev/null || return
+    else
+      python=$(find_python) || return
+      echo "Creating the environment $venv with $("$python" --version)"
+      "$python" -m venv --clear "$venv" || return
+    fi
   fi
   echo "Installing minilm_jax and its requirements into $venv (some minutes the first time)"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root${1:+[$1]}" </dev/null
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --editable "$root${1:+[$1]}" </dev/null || return
   echo "Installed in $((SECONDS - started)) seconds"
 }

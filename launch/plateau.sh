@@ -23,7 +23,7 @@ minilm() { "$venv/bin/minilm" "$@" </dev/null; }
 
 train_set() { # SET FOLDER
   minilm sweep --config="$ablations:$1" --config.corpus="$corpus" --config.population.members="$seeds" --workdir="$2" \
-    "${flags[@]}"
+    ${flags[@]+"${flags[@]}"}
 }
 
 finetune_shape() { # SHAPE SEEDS FOLDER: fine-tunes all points of a shape on GLUE
@@ -37,7 +37,7 @@ done
 train_set shorter "$out/shorter"
 # Saves checkpoints before and after a run without convolution leaves the plateau, to compare its attention.
 minilm pretrain --config="$ablations:without-short-convolution@e32-h32-f64-a2-l1" --config.corpus="$corpus" \
-  --config.checkpoint.every=100 --config.checkpoint.keep_last=20 --workdir="$out/leaving" "${flags[@]}"
+  --config.checkpoint.every=100 --config.checkpoint.keep_last=20 --workdir="$out/leaving" ${flags[@]+"${flags[@]}"}
 minilm evaluate --checkpoint="$out/leaving@all" --attention
 minilm ngram-baselines --config="$ablations" --config.corpus="$corpus" --workdir="$out/baselines"
 for point in paper together; do

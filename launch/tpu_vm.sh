@@ -10,7 +10,7 @@
 #     stop               sends SIGTERM to the run, which saves a checkpoint; the same start continues
 #     delete             deletes the slice
 #     keep COMMAND ...   creates a spot slice, installs, starts, repeats after each preemption, and deletes the slice when
-#                        the command ends or fails, or ten minutes after stop
+#                        the command ends, fails or does not start, or ten minutes after stop
 #   --type=v5litepod-8  --runtime=v2-alpha-tpuv5-lite  --project=P  --spot  --worker=0
 # --dry_run prints the quoted commands without running them.
 set -euo pipefail
@@ -47,8 +47,21 @@ run_on() {
   run gcloud compute tpus tpu-vm ssh "$name" "${location[@]}" --worker="$workers" --command="$*"
 }
 
+# Prints the state of the request, or NOT_FOUND after its deletion. An error of gcloud is no state: the slice may exist.
 state() {
-  gcloud compute tpus queued-resources describe "$name" "${location[@]}" --format='value(state.state)'
+  local now errors
+  errors=$(mktemp)
+  until now=$(gcloud compute tpus queued-resources describe "$name" "${location[@]}" --format='value(state.state)' \
+    2>"$errors"); do
+    if grep -q NOT_FOUND "$errors"; then
+      now=NOT_FOUND
+      break
+    fi
+    echo "the state of $name is unknown; gcloud is asked again: $(<"$errors")" >&2
+    sleep 30
+  done
+  rm -f "$errors"
+  echo "$now"
 }
 
 create() {
@@ -60,7 +73,8 @@ create() {
   local now
   while now=$(state) && [[ $now != ACTIVE ]]; do
     case $now in
-      FAILED | SUSPENDED) refuse "$type in $zone" "the request is $now" 'delete it and try another zone or type' ;;
+      FAILED | SUSPENDED | NOT_FOUND)
+        refuse "$type in $zone" "the request is $now" 'delete it and try another zone or type' ;;
     esac
     echo "waiting for $type in $zone: $now"
     sleep 30
@@ -69,12 +83,12 @@ create() {
 
 install() {
   local archive status=0
-  archive=$(mktemp --suffix=.tar.gz)
+  archive=$(mktemp)
   # Ignored files are large, and others may change while tar reads them.
   local pattern ignored=()
   while read -r pattern; do ignored+=("--exclude=${pattern%/}"); done <"$root/.gitignore"
-  run tar -czf "$archive" -C "$root" --exclude=.git "${ignored[@]}" .
-  run gcloud compute tpus tpu-vm scp "$archive" "$name:$folder.tar.gz" "${location[@]}" --worker=all &&
+  run tar -czf "$archive" -C "$root" --exclude=.git "${ignored[@]}" . &&
+    run gcloud compute tpus tpu-vm scp "$archive" "$name:$folder.tar.gz" "${location[@]}" --worker=all &&
     run_on all "rm -rf $folder && mkdir $folder && tar -xzf $folder.tar.gz -C $folder && cd $folder &&" \
       'source launch/environment.sh && install_minilm tpu' || status=$?
   rm -f "$archive"
@@ -83,15 +97,12 @@ install() {
 }
 
 start() {
-  local argument workdir='' coordinator='' line
+  local argument coordinator='' line
   for argument in "$@"; do
     case $argument in
-      --workdir=*) workdir=${argument#*=} ;;
       --coordinator | --coordinator=*) coordinator=yes ;;
     esac
   done
-  [[ $workdir == gs://* ]] || refuse "start ${*}" "--workdir=$workdir" \
-    'give a persistent folder that all workers share: --workdir=gs://BUCKET/FOLDER'
   # Without a coordinator, each worker would train a separate model.
   if [[ $1 == pretrain && ! $coordinator ]]; then set -- "$@" --coordinator=auto; fi
   line="$(printf '%q ' .venv/bin/minilm "$@"); echo \$? > $status_file"
@@ -99,25 +110,43 @@ start() {
     "(nohup bash -c $(printf %q "$line") >> $log 2>&1 < /dev/null &) && echo started"
 }
 
+check_workdir() {
+  local argument workdir=''
+  for argument in "$@"; do
+    if [[ $argument == --workdir=* ]]; then workdir=${argument#*=}; fi
+  done
+  [[ $workdir == gs://* ]] || refuse "$action ${*}" "--workdir=$workdir" \
+    'give a persistent folder that all workers share: --workdir=gs://BUCKET/FOLDER'
+}
+
 keep() {
   local now status=0 polls
   while true; do
     create
-    install
-    start "$@"
-    [[ $dry_run ]] && break
-    polls=0
-    while now=$(state) && [[ $now == ACTIVE ]]; do
-      status=$(run_on 0 "cat $folder/$status_file 2>/dev/null || echo running") || status=running
-      case $status in
-        running) ;;
-        # A preemption sends SIGTERM to the run before the slice becomes inactive.
-        143) if ((++polls == 10)); then break 2; fi ;;
-        *) break 2 ;;
-      esac
-      sleep 60
-    done
-    echo "the slice is ${now:-gone}: requesting another slice; the run continues from its last checkpoint"
+    # The subshell contains the exit of a refusal, so that the slice is deleted.
+    if (install && start "$@"); then
+      [[ $dry_run ]] && break
+      polls=0
+      while now=$(state) && [[ $now == ACTIVE ]]; do
+        status=$(run_on 0 "cat $folder/$status_file 2>/dev/null || echo running") || status=running
+        case $status in
+          running | '') ;; # the file is empty while it is written
+          # A preemption sends SIGTERM to the run before the slice becomes inactive.
+          143) if ((++polls == 10)); then break 2; fi ;;
+          *) break 2 ;;
+        esac
+        sleep 60
+      done
+    else
+      now=$(state)
+      if [[ $now == ACTIVE ]]; then
+        delete
+        refuse "keep ${*}" 'the command did not start (see above)' 'fix the cause and repeat keep'
+      fi
+    fi
+    [[ $now != NOT_FOUND ]] ||
+      refuse "keep ${*}" "$name was deleted by another command" 'repeat keep: the run continues from its last checkpoint'
+    echo "the slice is $now: requesting another slice; the run continues from its last checkpoint"
     delete
   done
   # The log is deleted with the slice.
@@ -130,7 +159,8 @@ keep() {
 }
 
 delete() {
-  run gcloud compute tpus queued-resources delete "$name" "${location[@]}" --force --quiet
+  run gcloud compute tpus queued-resources delete "$name" "${location[@]}" --force --quiet ||
+    refuse "the deletion of $name" 'gcloud failed (see above), and the slice may still exist' 'repeat delete'
 }
 
 case $action in
@@ -145,8 +175,10 @@ esac
 case $action in
   start | keep)
     [[ $# -gt 0 ]] || refuse "$action" 'no command' "give a command, as in $action pretrain --config=configs/tiny.py"
+    check_workdir "$@"
     ;;
   fetch) [[ $# -eq 2 ]] || refuse "fetch ${*}" "$# folders" 'give the remote and the local folder' ;;
+  *) [[ $# -eq 0 ]] || refuse "tpu_vm.sh $action ${*}" "${*} after $action" "give flags before $action" ;;
 esac
 case $action in
   logs) run_on "$worker" "tail -n 100 -F $folder/$log" ;;

@@ -134,6 +134,68 @@ if [[ $* == *minilm.status* && $* == *cat* ]]; then echo 0; fi""",
   assert 'SUSPENDED' in result.stdout
 
 
+def fake_slice(fake_program, tmp_path: pathlib.Path, states: str, others: str = '') -> pathlib.Path:
+  """Creates a gcloud with a case of `states` by the number of the describe call; no sleep waits."""
+  fake_program('sleep')
+  count = tmp_path / 'describes'
+  return fake_program(
+    'gcloud',
+    f"""
+if [[ $* == *describe* ]]; then
+  echo x >> {count}
+  case $(wc -l < {count}) in {states} esac
+fi
+if [[ $* == *minilm.status* && $* == *cat* ]]; then echo 0; fi
+{others}""",
+  )
+
+
+def count_calls(record: pathlib.Path, action: str) -> int:
+  return sum(action in ' '.join(call) for call in read_calls(record))
+
+
+def test_an_error_of_gcloud_is_no_state_of_the_slice(fake_program, tmp_path: pathlib.Path):
+  failed = 'echo "Reauthentication failed" >&2; exit 1'
+  states = f'1 | 3 | 4) {failed} ;; *) echo ACTIVE ;;'
+  record = fake_slice(fake_program, tmp_path, states)
+  result = launch(tmp_path, *TPU, 'keep', *COMMAND)
+  assert result.returncode == 0, result.stderr
+  assert result.stderr.count('Reauthentication failed') == 3
+  actions = [call[3] for call in read_calls(record) if call[2] == 'queued-resources']
+  assert actions == ['create', *['describe'] * 5, 'delete']
+
+
+def test_a_deleted_slice_is_not_requested_again(fake_program, tmp_path: pathlib.Path):
+  gone = 'echo "(gcloud) NOT_FOUND: Resource tiny was not found" >&2; exit 1'
+  record = fake_slice(fake_program, tmp_path, f'1) echo ACTIVE ;; *) {gone} ;;')
+  assert_refused(launch(tmp_path, *TPU, 'keep', *COMMAND), 'deleted by another command')
+  assert count_calls(record, 'queued-resources create') == 1
+  assert count_calls(record, 'queued-resources delete') == 0
+
+
+@pytest.mark.parametrize('state, requests', [('ACTIVE', 1), ('SUSPENDED', 2)])
+@pytest.mark.parametrize('step', ['scp', 'nohup'])
+def test_a_slice_without_the_command_is_deleted(
+  fake_program, tmp_path: pathlib.Path, step: str, state: str, requests: int
+):
+  """Fails in the first installation or start, on a slice that is then active or preempted."""
+  states, failed = f'2) echo {state} ;; *) echo ACTIVE ;;', tmp_path / 'failed'
+  fault = f'if [[ $* == *{step}* && ! -e {failed} ]]; then touch {failed}; exit 1; fi'
+  record = fake_slice(fake_program, tmp_path, states, fault)
+  result = launch(tmp_path, *TPU, 'keep', *COMMAND)
+  assert count_calls(record, 'queued-resources create') == requests
+  assert count_calls(record, 'queued-resources delete') == requests
+  if state == 'ACTIVE':
+    assert_refused(result, 'did not start')
+  else:
+    assert result.returncode == 0 and count_calls(record, 'nohup') == 1 + (step == 'nohup')
+
+
+def test_a_failed_deletion_is_reported(fake_program, tmp_path: pathlib.Path):
+  fake_program('gcloud', 'echo UNAVAILABLE >&2; exit 1')
+  assert_refused(launch(tmp_path, *TPU, 'delete'), 'may still exist')
+
+
 @pytest.mark.parametrize('status, polls', [(2, 1), (143, 10)])
 def test_the_slice_of_a_command_that_failed_is_deleted(
   fake_program, tmp_path: pathlib.Path, status: int, polls: int
@@ -173,7 +235,11 @@ def test_a_dry_run_only_prints_commands(fake_program, tmp_path: pathlib.Path):
     (('--name=a', '--zone=b'), 'no such action'),
     (('--name=a', '--zone=b', 'start'), 'no command'),
     (('--name=a', '--zone=b', 'start', 'pretrain', '--workdir=runs/x'), '--workdir=runs/x'),
+    (('--name=a', '--zone=b', 'keep', 'pretrain', '--workdir=runs/x'), '--workdir=runs/x'),
     (('--name=a', '--zone=b', 'fetch', 'x'), '1 folders'),
+    (('--name=a', '--zone=b', 'create', '--spot'), '--spot after create'),
+    (('--name=a', '--zone=b', 'delete', 'b'), 'b after delete'),
+    (('--name=a', '--zone=b', 'logs', '--worker=1'), '--worker=1 after logs'),
   ],
 )
 def test_invalid_tpu_commands_are_refused(
@@ -277,6 +343,52 @@ def test_the_check_of_a_gpu_runs_the_device_check(
   assert install == 'install_minilm cuda13,peers'
   name = r'my\ results' if folder else 'runs/device-check'
   assert command.split('/minilm ')[1].strip() == f'device-check --workdir={name}'
+
+
+def install(tmp_path: pathlib.Path, venv: pathlib.Path) -> subprocess.CompletedProcess:
+  """Runs `install_minilm` in a shell that continues after failures, as on a TPU worker."""
+  variables = os.environ | {'PATH': f'{tmp_path / "bin"}:/usr/bin:/bin', 'MINILM_VENV': str(venv)}
+  script = f'source {LAUNCH}/environment.sh && install_minilm test'
+  return subprocess.run(['bash', '-c', script], env=variables, capture_output=True, text=True)
+
+
+def test_the_environment_never_replaces_other_files(fake_program, tmp_path: pathlib.Path):
+  record, thesis = fake_program('python3'), tmp_path / 'home' / 'thesis.tex'
+  thesis.parent.mkdir()
+  thesis.touch()
+  assert_refused(install(tmp_path, thesis.parent), 'other files')
+  assert thesis.exists() and not record.exists()
+
+
+def test_an_environment_without_pip_gets_it_and_keeps_its_packages(
+  fake_program, tmp_path: pathlib.Path
+):
+  creations = fake_program('python3')
+  record = fake_program('python', 'case $*$(cat $0.pip 2>&1) in *--version*No*) exit 1 ;; esac')
+  venv = tmp_path / 'venv'
+  (tmp_path / 'bin').rename(venv)
+  (venv / 'bin').mkdir()
+  (venv / 'python').rename(venv / 'bin/python')
+  (venv / 'pyvenv.cfg').touch()
+  assert install(tmp_path, venv).returncode == 0
+  commands = [' '.join(call) for call in read_calls(record)]
+  assert '-m ensurepip' in commands and 'install' in commands[-1] and not creations.exists()
+
+
+@pytest.mark.parametrize('failing', ['-m venv', '-m pip install'])
+def test_a_failed_installation_has_a_status_without_errexit(
+  fake_program, tmp_path: pathlib.Path, failing: str
+):
+  python = tmp_path / 'bin/python3'
+  fake_program(
+    'python3',
+    f"""case $* in
+  *{failing.replace(' ', '?')}*) exit 7 ;;
+  *-m?venv*) mkdir -p "${{@: -1}}/bin" && cp {python} "${{@: -1}}/bin/python" ;;
+esac""",
+  )
+  result = install(tmp_path, tmp_path / 'venv')
+  assert result.returncode == 7 and 'Installed' not in result.stdout
 
 
 def test_a_cluster_has_a_pod_for_each_host_of_the_slice():
