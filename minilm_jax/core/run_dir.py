@@ -16,6 +16,7 @@ from minilm_jax.core.errors import COUNT, FLAG, MAYBE, NUMBER, TEXT, InputError,
 
 CONFIG, MANIFEST, RESULT = 'config.json', 'manifest.json', 'result.json'
 TOKENIZER = 'tokenizer.model'  # also in the folder of a corpus
+CLASSIFIER = 'classifier.json'  # card in the folder of a saved classifier, which has no config.json
 FAILURE, BITS_PER_WORD = 'failure.json', 'bits_per_word.json'  # files of a sweep point
 METRICS, SCORES, PREDICTIONS = 'metrics.jsonl', 'scores.jsonl', 'predictions.jsonl'
 IMPORTED = 'imported'  # kind of a run of `minilm import`, and a field of its manifest
@@ -161,11 +162,15 @@ def open_run(
     The run directory.
 
   Raises:
-    InputError: the directory has another recipe, or cannot be created.
+    InputError: the directory has another recipe or a classifier, or cannot be created.
   """
   workdir = epath.Path(workdir)
   files.make_folder(workdir, f'a run in {workdir}')
   path = workdir / CONFIG
+  if (workdir / CLASSIFIER).exists():
+    raise InputError(
+      f'a run in {workdir}', f'a saved classifier with {CLASSIFIER}', 'give another --workdir'
+    )
   if not path.exists():
     # In a recipe of pre-training, the name is that of a group of fields.
     source = config[_CHECKPOINT] if _CHECKPOINT in config else ''

@@ -37,7 +37,7 @@ from minilm_jax.tasks.examples import Examples
 from minilm_jax.training import checkpoint, population, pretrained
 
 CLASSIFIER_KIND = 'classifier'
-CARD_FILE = 'classifier.json'
+CARD_FILE = run_dir.CLASSIFIER
 _MAX_BATCH_ROWS = 32
 _FOLDER = re.compile(r'classifier-\d+')
 _FILES = (CARD_FILE, run_dir.TOKENIZER, OUTPUTS_FILE)

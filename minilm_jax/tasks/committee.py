@@ -142,6 +142,9 @@ def make_committee(members: str, workdir: epath.PathLike) -> dict[str, Any]:
   workdir = epath.Path(workdir)
   with lock.hold_lock(workdir):
     card = classifiers[0].card
+    targets = [workdir / classifier.name_member_folder(number) for number in range(len(folders))]
+    for folder, target in zip(folders, targets, strict=True):
+      _check_target(folder, target)
     run_dir.open_run(
       workdir,
       {
@@ -150,8 +153,8 @@ def make_committee(members: str, workdir: epath.PathLike) -> dict[str, Any]:
         'members': [member.identity for member in classifiers],
       },
     )
-    for number, folder in enumerate(folders):
-      _copy_member(folder, workdir / classifier.name_member_folder(number))
+    for folder, target in zip(folders, targets, strict=True):
+      _copy_member(folder, target)
     parameters = [
       files.read_json(folder / run_dir.MANIFEST, str(folder))['parameters'] for folder in folders
     ]
@@ -230,6 +233,19 @@ def _write_scores(
   }
   files.write_json(workdir / run_dir.RESULT, result)
   return result | {'lines': lines}
+
+
+def _check_target(source: epath.Path, target: epath.Path) -> None:
+  """Raises InputError if a complete classifier in `target` is not a copy of `source`."""
+  if classifier.is_incomplete(target):
+    return
+  manifests = [classifier.read_manifest(folder) for folder in (source, target)]
+  if any(manifests[0][name] != manifests[1][name] for name in ('files', 'weights')):
+    raise InputError(
+      f'a committee in {target.parent}',
+      f'other members: {target.name} differs from {source}',
+      'give another --workdir',
+    )
 
 
 def _copy_member(source: epath.Path, target: epath.Path) -> None:

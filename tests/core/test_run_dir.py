@@ -196,6 +196,13 @@ def test_a_file_in_place_of_a_run_is_refused(tmp_path):
     run_dir.open_run(tmp_path / 'file', {})
 
 
+def test_the_folder_of_a_classifier_is_no_run(tmp_path):
+  (tmp_path / 'classifier.json').write_text('{}')
+  with pytest.raises(InputError, match='--workdir'):
+    run_dir.open_run(tmp_path, {'kind': 'pretrain'})
+  assert [path.name for path in tmp_path.iterdir()] == ['classifier.json']
+
+
 def test_only_process_0_writes_and_others_check_its_files(tmp_path, monkeypatch):
   files.write_json(tmp_path / 'there.json', {'by': 0})
   monkeypatch.setattr(distributed, 'is_primary', lambda: False)

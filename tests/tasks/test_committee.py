@@ -231,6 +231,22 @@ def test_a_folder_of_another_committee_is_refused(home: pathlib.Path, tmp_path: 
     committee.make_committee(f'{home}/run/classifier-0', tmp_path / 'made')
 
 
+@pytest.mark.parametrize(
+  'names, workdir', [('classifier-0', 'classifier-0'), ('classifier-[0-3]', '.')]
+)
+def test_a_committee_never_replaces_its_members(
+  home: pathlib.Path, tmp_path: pathlib.Path, names: str, workdir: str
+):
+  """The numbers of the folders are not in the order of the members."""
+  made = committee.load_committee(home / 'made').members
+  for number, member in enumerate(reversed(range(len(made)))):
+    shutil.copytree(home / 'made' / f'classifier-{member}', tmp_path / f'classifier-{number}')
+  before = read_files(tmp_path)
+  with pytest.raises(InputError, match='--workdir'):
+    committee.make_committee(f'{tmp_path}/{names}', tmp_path / workdir)
+  assert read_files(tmp_path) == before
+
+
 def rename_member(folder: pathlib.Path, name: str) -> None:
   """Changes the manifest so that it names a member outside the folder."""
   manifest = json.loads((folder / run_dir.MANIFEST).read_text())
