@@ -41,6 +41,7 @@ _SUPPORTED_VALUES = {
   'mask.span': 0,
   'model.short_convolution': 0,
   'optimizer.algorithm': 'adamw',
+  'population.members': 1,
 }
 _MICRO_BATCH_ROWS = (16, 4)  # sizes to try on a CPU, in addition to the batch
 _FIRST_STEP_SECONDS = 300  # time limit of a first step, which can compile
@@ -185,7 +186,9 @@ def time_hf_trainer(
     InputError: a library is not installed, RoBERTa lacks a field of the model, or rows and labels
       do not fit the model.
   """
-  _check_trainer(task.shape, task.pad)
+  check_trainer(task.shape)
+  if task.pad not in _PADS:
+    raise InputError(f'pad={task.pad!r}', 'an unknown padding', suggest_name(task.pad, _PADS))
   _check_examples(task.rows, task.labels, task.shape, task.classes)
   threads = backend.count_cores() if threads is None else threads
   for name, value in (
@@ -206,11 +209,10 @@ def time_hf_trainer(
     worker.close()
 
 
-def _check_trainer(shape: EncoderConfig, pad: str) -> None:
+def check_trainer(shape: EncoderConfig) -> None:
+  """Raises InputError if a library is not installed or RoBERTa lacks a field of the model."""
   for library in _TRAINER_LIBRARIES:
     require_library(library, 'hf', 'the Hugging Face Trainer')
-  if pad not in _PADS:
-    raise InputError(f'pad={pad!r}', 'an unknown padding', suggest_name(pad, _PADS))
   for field, value in (('encoder', ''), ('norm', 'post'), ('positions', 'learned')):
     if getattr(shape, field) != value:
       raise InputError(

@@ -55,8 +55,8 @@ def bench_finetuning(
     method. `faster_than_METHOD` is the ratio to the population. Machine, load and versions follow.
 
   Raises:
-    InputError: an unknown competitor, more than one checkpoint, a model or head that RoBERTa lacks,
-      or a fine-tuning that fails.
+    InputError: an unknown or missing competitor, more than one checkpoint, a model or head that
+      RoBERTa lacks, or a fine-tuning that fails.
   """
   if competitor not in ('', TRAINER_COMPETITOR):
     raise InputError(
@@ -100,7 +100,7 @@ def bench_finetuning(
 
 
 def _check_roberta(configs: Mapping[str, FinetuneConfig], source: str) -> None:
-  """Raises InputError if a model or head has parts that RoBERTa lacks."""
+  """Raises InputError if the Trainer is not installed, or RoBERTa lacks a part of model or head."""
   model = pretrained.load_single_config(source).model
   fields = ('convolutions', 'short_convolution', 'encoder')
   parts = [(f'model.{name}', getattr(model, name)) for name in fields if getattr(model, name)]
@@ -115,6 +115,7 @@ def _check_roberta(configs: Mapping[str, FinetuneConfig], source: str) -> None:
       f'{name} is {value}; RoBERTa has no convolutions and one head',
       'remove --compare_with, or give another model or recipe',
     )
+  competitors.check_trainer(model)
 
 
 def _prepare_data(config: FinetuneConfig, source: str) -> task_data.TaskData:
@@ -142,7 +143,8 @@ def _time_command(file: pathlib.Path, names: str, source: str, label: str) -> fl
     f'--workdir={workdir}',
     f'--trust={recipe.list_allowed_modules()}',
   ]
-  environment = os.environ | {'XDG_CACHE_HOME': str(cache)}
+  caches = dict.fromkeys(('XDG_CACHE_HOME', 'JAX_COMPILATION_CACHE_DIR'), str(cache))
+  environment = os.environ | caches
   start = time.perf_counter()
   process = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
   if process.returncode:

@@ -28,7 +28,7 @@ from rich import table as rich_table
 
 from minilm_jax.bench import gpus, hlo, lowering, tpus
 from minilm_jax.core import backend, progress
-from minilm_jax.core.config import RunConfig
+from minilm_jax.core.config import PopulationConfig, RunConfig
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data.rows import Corpus
 from minilm_jax.model.flops import actual_flops
@@ -134,20 +134,26 @@ def check_topology(result: Mapping[str, Any]) -> None:
   Raises:
     InputError: a recipe does not compile, or needs more memory than a chip has.
   """
+  _check_compiler(result)
   refused = {name: step for name, step in result['recipes'].items() if not step['fits']}
-  failed = [name for name, step in refused.items() if not step.get('compiles', True)]
-  if failed:
-    raise InputError(
-      f'{", ".join(failed)} on {result["topology"]}',
-      f'the compiler fails: {refused[failed[0]]["refused"]}',
-      "install the compiler that this version of jax needs, such as pip install -U 'minilm_jax[tpu]'",
-    )
   if refused:
     raise InputError(
       f'{", ".join(refused)} on {result["topology"]}',
       '; '.join(step['refused'] for step in refused.values()),
       'lower batch_size or population.members, raise grad_accumulation_steps or logit_chunks, or use '
       'more chips; --fit finds the largest batch',
+    )
+
+
+def _check_compiler(result: Mapping[str, Any]) -> None:
+  """Raises InputError if the compiler failed for another reason than memory."""
+  steps = result['recipes']
+  failed = [name for name, step in steps.items() if not step.get('compiles', True)]
+  if failed:
+    raise InputError(
+      f'{", ".join(failed)} on {result["topology"]}',
+      f'the compiler fails: {steps[failed[0]]["refused"]}',
+      "install the compiler that this version of jax needs, such as pip install -U 'minilm_jax[tpu]'",
     )
 
 
@@ -276,15 +282,23 @@ def find_largest_sizes(configs: Mapping[str, RunConfig], target: Target) -> dict
     `topology` and `recipes`. Each recipe has `batch_size` and `members`, with two numbers each: the
     largest compiled size that fits, or 0, and the smallest compiled size that does not, or None up
     to `_MAX_ROWS` rows or `_MAX_MEMBERS` members. The latter is at most an eighth larger.
+
+  Raises:
+    InputError: the compiler fails for another reason than memory, or a recipe cannot be divided
+      among the devices.
   """
   recipes = {}
   for name, config in configs.items():
 
     def fits(field: str, size: int, name: str = name, config: RunConfig = config) -> bool:
-      members = dataclasses.replace(config.population, members=size)
-      changes = {'batch_size': size} if field == 'batch_size' else {'population': members}
+      changes: dict[str, Any] = {'batch_size': size}
+      if field == 'members':
+        # Values of single members do not fit other numbers of members.
+        members = PopulationConfig(size, config.population.strategy)
+        changes = {'population': members, 'mask': config.largest_mask}
       step = describe_step(dataclasses.replace(config, **changes), target)
       progress.log(f'{field}={size}, {_format_note(name, step)}')
+      _check_compiler({'topology': target.topology, 'recipes': {name: step}})
       return step['fits']
 
     # A batch is divided among the devices and their micro-batches.

@@ -23,7 +23,7 @@ from rich import table as rich_table
 
 from minilm_jax.bench import competitors, machine, timing
 from minilm_jax.core import backend, progress
-from minilm_jax.core.config import RunConfig
+from minilm_jax.core.config import PopulationConfig, RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.model.flops import count_parameters_by_part, flops_per_row
 from minilm_jax.training import population
@@ -223,9 +223,11 @@ def bench_population(
 
 
 def _with_members(config: RunConfig, members: int, strategy: str) -> RunConfig:
+  """Returns a recipe with equal members, whose masks have the largest rate of a member."""
   return dataclasses.replace(
     config,
-    population=dataclasses.replace(config.population, members=members, strategy=strategy),
+    population=PopulationConfig(members, strategy),
+    mask=config.largest_mask,
     mesh=dataclasses.replace(config.mesh, population=0),
   )
 
@@ -263,7 +265,9 @@ def _start_processes(
   config: RunConfig, rows: np.ndarray, count: int, stack: contextlib.ExitStack
 ) -> timing.TimedStep:
   """Starts solo runs in parallel processes; a step takes until the last process ends."""
-  cores = sorted(os.sched_getaffinity(0)) if jax.default_backend() == 'cpu' else []
+  cores: list[int] = []  # macOS has no affinity
+  if jax.default_backend() == 'cpu' and hasattr(os, 'sched_getaffinity'):
+    cores = sorted(os.sched_getaffinity(0))
   groups = [cores[n :: min(count, len(cores))] for n in range(min(count, len(cores)))] or [[]]
   if not cores:
     # The workers share 40% of the memory; this process holds the populations in the other part.

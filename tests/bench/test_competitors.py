@@ -176,6 +176,7 @@ def test_a_missing_gpu_is_refused(pytorch):
     ({'model.norm': 'pre'}, 'torch', 'cpu', "model.norm='pre'"),
     ({'model.positions': 'rotary'}, 'torch', 'cpu', 'model.positions'),
     ({'model.activation': 'relu'}, 'torch', 'cpu', 'model.activation'),
+    ({'population.members': 3}, 'torch', 'cpu', 'population.members=3'),
     ({'model.tied': True, 'model.embedding_size': 16}, 'torch', 'cpu', 'model.tied'),
   ],
 )

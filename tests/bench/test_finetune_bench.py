@@ -1,7 +1,9 @@
 """The benchmark of fine-tuning: commands, sums of times, and refused settings."""
 
 import dataclasses
+import importlib.util
 import pathlib
+import subprocess
 from typing import Any
 
 import pytest
@@ -85,6 +87,7 @@ def test_the_trainer_counts_for_each_member_with_the_faster_threads(
     return {'seconds': 7.0 + threads}
 
   monkeypatch.setattr(competitors, 'time_hf_trainer', time_trainer)
+  monkeypatch.setattr(competitors, 'check_trainer', lambda shape: None)  # RoBERTa is post-norm
   monkeypatch.setattr(finetune_bench.backend, 'count_cores', lambda: 4)
   monkeypatch.setattr(
     finetune_bench.machine, 'list_versions', lambda *names: dict.fromkeys(names, '1')
@@ -138,6 +141,35 @@ def test_models_that_roberta_lacks_are_refused_with_the_trainer_only(
     ]
     == SECONDS['population']
   )
+
+
+@pytest.mark.parametrize('missing', [None, 'accelerate'])
+def test_the_trainer_is_checked_before_any_timing(
+  commands: dict, tiny_run: pathlib.Path, monkeypatch, missing: str | None
+):
+  monkeypatch.setattr(
+    importlib.util, 'find_spec', lambda name: None if name == missing else 'installed'
+  )
+  with pytest.raises(InputError, match=missing or "model.norm='pre'"):
+    finetune_bench.bench_finetuning({'it': make_config()}, str(tiny_run), 'hf')
+  assert not commands
+
+
+def test_a_timed_command_ignores_the_compilation_cache_of_the_user(
+  tmp_path: pathlib.Path, monkeypatch
+):
+  environments = []
+
+  def run(command: list[str], **options: Any) -> subprocess.CompletedProcess:
+    environments.append(options['env'])
+    return subprocess.CompletedProcess(command, 0)
+
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', '/warm')
+  monkeypatch.setattr(subprocess, 'run', run)
+  for names in ('a', 'a', 'b'):
+    finetune_bench._time_command(tmp_path / 'recipes.py', names, 'run', 'first')
+  first, second, other = (env['JAX_COMPILATION_CACHE_DIR'] for env in environments)
+  assert first == second != other and str(tmp_path) in first and str(tmp_path) in other
 
 
 def test_a_failing_command_reports_its_error(tmp_path: pathlib.Path):

@@ -342,6 +342,33 @@ def test_an_error_of_the_compiler_is_a_refusal(
     preflight.check_topology(result)
 
 
+def test_the_search_for_sizes_ends_with_an_error_of_the_compiler(monkeypatch):
+  def fail(self: Any, compiler_options: Any) -> Any:
+    raise jax.errors.JaxRuntimeError('INTERNAL: no such kernel')
+
+  monkeypatch.setattr(jax.stages.Lowered, 'compile', fail)
+  target = preflight.Target('here', 1 << 30, jax.devices()[:1])
+  with pytest.raises(InputError, match='no such kernel'):
+    preflight.find_largest_sizes({'it': make_config(**SMALL)}, target)
+
+
+def test_the_search_for_members_ignores_the_values_of_single_members(monkeypatch):
+  tried = []
+
+  def describe(config: RunConfig, target: preflight.Target) -> dict[str, Any]:
+    tried.append((config.population, config.batch_size, config.mask.rate))
+    return {'fits': config.population.members * config.batch_size <= 700, 'refused': 'too large'}
+
+  monkeypatch.setattr(preflight, 'describe_step', describe)
+  monkeypatch.setattr(preflight, '_format_note', lambda name, step: '')
+  values = {'population.learning_rates': '1e-3,2e-3', 'population.mask_rates': '0.1,0.4'}
+  config = make_config(**SMALL | {'population.members': 2, 'mask.rate': 0.2} | values)
+  target = preflight.Target('here', 1 << 30, jax.devices()[:1])
+  sizes = preflight.find_largest_sizes({'it': config}, target)['recipes']['it']
+  assert sizes['members'] == (10, 11) and sizes['batch_size'][0] <= 350 < sizes['batch_size'][1]
+  assert {rate for population, _, rate in tried if population.members > 2} == {0.4}
+
+
 @pytest.mark.parametrize(
   'version, is_named', [('0.0.42.1', False), ('0.0.42', False), ('0.0.421', True)]
 )

@@ -1,11 +1,13 @@
 """The benchmark of pre-training: consistent numbers, tables, and refused settings."""
 
+import contextlib
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import rich.console
 
@@ -174,6 +176,34 @@ def test_each_strategy_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     'population of 2: timing 2 rounds of 1 updates',
   ]
   json.dumps(result)
+
+
+def test_populations_of_every_size_have_equal_members_and_the_largest_mask():
+  values = {'population.learning_rates': '1e-3,2e-3', 'population.mask_rates': '0.1,0.4'}
+  config = make_config(**{'population.members': 2, 'mask.rate': 0.2, **values})
+  larger = pretrain_bench._with_members(config, 5, 'vmap')
+  assert larger.population.members == 5 and larger.population.strategy == 'vmap'
+  assert larger.mask.rate == larger.largest_mask.rate == 0.4
+
+
+def test_processes_share_all_cores_without_affinity(monkeypatch: pytest.MonkeyPatch):
+  groups = []
+
+  class Worker:
+    def __call__(self, steps: int) -> float:
+      return 1.0
+
+    def close(self) -> None:
+      pass
+
+  monkeypatch.delattr(os, 'sched_getaffinity', raising=False)  # as on macOS
+  monkeypatch.setenv('XLA_PYTHON_CLIENT_MEM_FRACTION', '')
+  monkeypatch.setattr(
+    timing, 'start_worker', lambda name, step, cores: groups.append(cores) or Worker()
+  )
+  with contextlib.ExitStack() as stack:
+    pretrain_bench._start_processes(make_config(), np.zeros((4, 64)), 3, stack)
+  assert groups == [[]] * 3
 
 
 @pytest.mark.parametrize('sizes', ['0', '1,x', ','])
