@@ -7,7 +7,7 @@ prints the result. Handlers import JAX themselves, so that `minilm --help` is fa
 from collections.abc import Sequence
 from typing import Any
 
-from minilm_jax.cli.flags import FlagValues, parse_numbers
+from minilm_jax.cli.flags import FlagValues, check_latest, parse_numbers
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.paths import split_names
 from minilm_jax.core.progress import print_result
@@ -15,6 +15,7 @@ from minilm_jax.core.progress import print_result
 
 def show(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   """Prints the facts of a recipe or a run, without training."""
+  check_latest('show', flags.checkpoint)
   from minilm_jax.cli import show
 
   if flags.checkpoint and config:
@@ -104,6 +105,12 @@ def bench(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   from minilm_jax.bench import pretrain_bench
 
   if flags.population:
+    if flags.compare_with:
+      raise InputError(
+        f'minilm bench --population --compare_with={flags.compare_with}',
+        'competitors train a single model',
+        'remove one of the flags',
+      )
     sizes = parse_numbers('population', flags.population)
     result = pretrain_bench.bench_population(config, sizes, flags.steps, flags.repeats)
     print_result(result if flags.json else pretrain_bench.make_population_tables(result))
@@ -135,6 +142,12 @@ def preflight(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   """Compiles recipes for absent devices; raises InputError if a recipe does not fit."""
   from minilm_jax.bench import preflight
 
+  if flags.fit and flags.program != 'train':
+    raise InputError(
+      f'minilm preflight --fit --program={flags.program}',
+      '--fit searches the largest sizes of training',
+      'remove --fit or --program',
+    )
   target = preflight.describe_target(flags.topology, flags.deterministic)
   if flags.fit:
     sizes = preflight.find_largest_sizes(configs, target)

@@ -8,8 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from minilm_jax.cli.flags import FlagValues
-from minilm_jax.core import files
+from minilm_jax.cli.flags import FlagValues, check_latest
 from minilm_jax.core.config import SubsetConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.progress import print_result
@@ -26,6 +25,8 @@ _MEASURE_FLAGS = {
 def evaluate(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   """Evaluates a checkpoint on minimal pairs, a text or a corpus, or measures attention."""
   measure = _choose_measure(flags)
+  if measure != 'attention':
+    check_latest('evaluate', flags.checkpoint)
   if measure == 'pairs':
     from minilm_jax.evaluation import minimal_pairs
 
@@ -105,6 +106,7 @@ def measure_ngram_baselines(config: Any, flags: FlagValues, paths: Sequence[str]
 
 def fill_mask(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   """Prints the most probable pieces for each <mask> of a text."""
+  check_latest('fill-mask', flags.checkpoint)
   from minilm_jax.evaluation import inference
 
   guesses = inference.fill_mask(flags.checkpoint, flags.text, flags.best)
@@ -135,6 +137,7 @@ def predict(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
     flags.committee, flags.classifier, flags.text, flags.text_pair, flags.file
   )
   if flags.json:
-    print(''.join(map(files.format_json_line, predictions)), end='')
+    for prediction in predictions:
+      print_result(prediction, indent=None)
   else:
     print_result(inference.make_prediction_tables(predictions))

@@ -13,7 +13,7 @@ from typing import Any
 from minilm_jax.core import recipe
 from minilm_jax.core.corpus_config import SPLITS
 from minilm_jax.core.errors import NO_TEXT, InputError, suggest_name
-from minilm_jax.core.paths import expand_home
+from minilm_jax.core.paths import expand_home, split_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,10 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
     'batch': Flag(int, 0, 'rows of a call of a StableHLO program; 0 allows any number if possible'),
     'trust': Flag(str, '', 'modules that a stored recipe may import, such as package.module'),
     'topology': Flag(
-      str, '', 'absent devices: a TPU such as v5e:2x4, a GPU such as h100 or h100x8, or a file'
+      str,
+      '',
+      'absent devices: a TPU such as v5e:2x4, a GPU such as h100 or h100x8, or a file',
+      is_path=True,
     ),
     'program': Flag(str, 'train', 'program to compile: train, evaluate, finetune, predict'),
     'fit': Flag(bool, False, 'find the largest batch and the largest population that fit'),
@@ -228,6 +231,17 @@ def parse_numbers(flag: str, text: str) -> list[int]:
   return [int(word) for word in words]
 
 
+def check_latest(name: str, checkpoint: str) -> None:
+  """Raises InputError if `--checkpoint` of a command for the latest checkpoint names a step."""
+  folder, step = split_step(checkpoint)
+  if step:
+    raise InputError(
+      f'minilm {name} --checkpoint={checkpoint}',
+      f'the step {step}; the command reads the latest checkpoint only',
+      f'give --checkpoint={folder}',
+    )
+
+
 def parse_arguments(
   name: str, command: Command, arguments: Sequence[str]
 ) -> tuple[Any, FlagValues, Sequence[str]]:
@@ -251,6 +265,8 @@ def parse_arguments(
     command.alternative_flag and not paths and any(word.startswith(alternatives) for word in words)
   ):
     values, free_words, _ = _parse_words(name, command, words, {})
+    if command.alternative_flag and not getattr(values, command.alternative_flag):
+      raise _make_missing_error(name, command, f'--{command.alternative_flag}', 'an empty')
     return None, values, free_words
   if not any(paths):
     raise _make_missing_error(name, command, '--config=RECIPE')

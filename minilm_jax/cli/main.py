@@ -89,23 +89,34 @@ def _run_safely(name: str, words: Sequence[str]) -> int:
 
 def _run(name: str, words: Sequence[str]) -> None:
   if name in ('--help', '-h', 'help'):
-    texts = [format_command(word) for word in words if word in COMMANDS]
-    print('\n\n'.join(texts) or format_overview())
+    names = [word for word in words if not word.startswith('-')]
+    for word in names:
+      _check_command(word)
+    print('\n\n'.join(map(format_command, names)) or format_overview())
   elif name == '--version':
     print(f'minilm_jax {__version__}')
-  elif name not in COMMANDS:
-    raise InputError(f'minilm {name}', 'no such command', suggest_name(name, COMMANDS))
-  elif '--help' in words or '-h' in words:
-    print(format_command(name))
   else:
-    config, options, paths = flags.parse_arguments(name, COMMANDS[name], words)
-    if name not in _COMMANDS_WITHOUT_JAX:
-      from minilm_jax.core import backend
-
-      backend.prepare(getattr(options, 'deterministic', False))
-    absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs every checkpoint
-    COMMANDS[name].run(config, options, paths)
+    _check_command(name)
+    if '--help' in words or '-h' in words:
+      print(format_command(name))
+    else:
+      _run_command(name, words)
   sys.stdout.flush()
+
+
+def _run_command(name: str, words: Sequence[str]) -> None:
+  config, options, paths = flags.parse_arguments(name, COMMANDS[name], words)
+  if name not in _COMMANDS_WITHOUT_JAX:
+    from minilm_jax.core import backend
+
+    backend.prepare(getattr(options, 'deterministic', False))
+  absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs every checkpoint
+  COMMANDS[name].run(config, options, paths)
+
+
+def _check_command(name: str) -> None:
+  if name not in COMMANDS:
+    raise InputError(f'minilm {name}', 'no such command', suggest_name(name, COMMANDS))
 
 
 def _find_device_fault() -> InputError | None:

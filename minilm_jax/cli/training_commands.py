@@ -7,7 +7,7 @@ prints the result. Handlers import JAX themselves, so that `minilm --help` is fa
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minilm_jax.cli.flags import FLAGS, FlagValues
+from minilm_jax.cli.flags import FLAGS, FlagValues, check_latest
 from minilm_jax.core import distributed
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.core.progress import print_result
@@ -52,6 +52,7 @@ def sweep(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
 
 def extract_member(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   """Writes one member of a population as a run."""
+  check_latest('extract-member', flags.checkpoint)
   from minilm_jax.training import pretrained
 
   print_result(pretrained.extract_member(flags.checkpoint, flags.member, flags.workdir))

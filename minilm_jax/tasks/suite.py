@@ -5,14 +5,14 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax.core import paths, progress
+from minilm_jax.core import paths, progress, run_dir
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import finetune
 from minilm_jax.tasks.examples import complete_task, read_examples
 from minilm_jax.tasks.task import find_task
 from minilm_jax.tasks.task_data import TRAIN_SPLIT
-from minilm_jax.training import checkpoint
+from minilm_jax.training import checkpoint, pretrained
 
 
 def expand_checkpoints(names: str) -> dict[str, list[int]]:
@@ -48,9 +48,23 @@ def expand_checkpoints(names: str) -> dict[str, list[int]]:
 
 def _select_steps(source: str, step: str) -> list[int]:
   """Returns all steps of a run ('all'), the latest step ('') or the given step."""
+  if not checkpoint.list_steps(source):
+    _check_run(source)
   is_number = step not in ('', 'all')
   selected = checkpoint.resolve_step(source, int(step) if is_number else None)
   return checkpoint.list_steps(source) if step == 'all' else [selected]
+
+
+def _check_run(source: str) -> None:
+  """Raises InputError if a folder without checkpoints is not a pre-training run."""
+  subject, folder = f'the checkpoint of {source}', epath.Path(source)
+  if not folder.is_dir():
+    raise InputError(subject, 'no such folder', 'check the path')
+  if not (folder / run_dir.CONFIG).exists():
+    raise InputError(
+      subject, f'no {run_dir.CONFIG} of a run', f"give a run, or runs by a pattern: '{folder}/*'"
+    )
+  pretrained.load_config(source)
 
 
 def choose_starts(steps: Sequence[int], from_scratch: bool, with_scratch: bool) -> list[int | None]:

@@ -33,6 +33,8 @@ SENTIMENT = 'finetune --config=configs/glue.py:microworld/sentiment --checkpoint
 # corpus, W a directory that does not exist, FILE a file, EMPTY an empty folder.
 REFUSED = [
   ('pretran', "did you mean 'pretrain'"),
+  ('pretran --help', "did you mean 'pretrain'"),
+  ('help pretran', "did you mean 'pretrain'"),
   (f'pretrain {TINY} --workdr=W', "did you mean 'workdir'"),
   ('pretrain --workdir=W', '--config'),
   (f'{PRETRAIN} --config.btach_size=3', "did you mean 'batch_size'"),
@@ -80,6 +82,7 @@ UNPARSABLE = [
   (f'{PRETRAIN} --from_scratch', '--from_scratch'),
   (f'{PRETRAIN} somewhere', "'somewhere'"),
   ('evaluate', '--checkpoint'),
+  ('show --checkpoint=', '--checkpoint'),
   ('evaluate --config=configs/tiny.py --checkpoint=RUN', '--config'),
   ('fill-mask --checkpoint=RUN', '--text'),
   ('fill-mask --checkpoint=RUN --text=<mask> --best=some', 'int'),
@@ -99,6 +102,15 @@ REFUSED_BY_COMMAND = [
   ('bench --config=configs/glue.py:cola --checkpoint=runs/x --steps=3', '--steps'),
   (f'bench {TINY} --steps=0', '--steps=0'),
   (f'bench {TINY} --repeats=0', '--repeats=0'),
+  (f'bench {TINY} --population=1,2 --compare_with=torch', '--population'),
+  (f'preflight {TINY} --topology=h100 --fit --program=evaluate', '--program=evaluate'),
+  *(
+    (f'{command} --checkpoint=RUN@8', '--checkpoint=RUN')
+    for command in (
+      *('evaluate', 'evaluate --text=dogs', 'fill-mask --text=<mask>', 'show'),
+      'extract-member --workdir=W',
+    )
+  ),
   ('evaluate --checkpoint=EMPTY', 'EMPTY'),
   ('evaluate --checkpoint=FILE', 'FILE'),
   ('evaluate --checkpoint=RUN --pairs=FILE --pll_variant=orginal', "did you mean 'original'"),
@@ -277,6 +289,13 @@ def test_flags_accept_the_forms_of_absl(arguments: list[str], monkeypatch):
   monkeypatch.chdir(ROOT)
   config, _, paths = parse('pretrain', [*arguments, '--workdir', 'runs/x'])
   assert (config.model.num_heads, config.batch_size, config.model.tied, paths) == (2, 8, True, [])
+
+
+def test_a_file_of_a_topology_may_be_in_the_home_folder(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setenv('HOME', '/home/me')
+  _, values, _ = parse('preflight', [TINY, '--topology=~/gpu.txtpb'])
+  assert values.topology == '/home/me/gpu.txtpb'
 
 
 def test_a_value_may_contain_flags_and_separators(monkeypatch):

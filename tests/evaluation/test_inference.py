@@ -305,7 +305,9 @@ def test_pairs_joined_texts_and_regressions_are_predicted(classifiers: Path, tmp
 def test_predictions_that_are_not_finite_are_null_in_json(capsys, monkeypatch):
   monkeypatch.setattr(inference, 'predict', lambda *arguments: [{'text': 'é', 'value': np.nan}] * 2)
   assert main.main(['predict', '--classifier=c', '--text=é', '--json']) == 0
-  lines = capsys.readouterr().out.splitlines()
+  out = capsys.readouterr().out
+  lines = out.splitlines()
+  assert out.isascii()  # escapes of an output that is not UTF-8 are not those of JSON
   assert [json.loads(line) for line in lines] == [{'text': 'é', 'value': None}] * 2
 
 

@@ -95,6 +95,18 @@ def test_a_missing_checkpoint_is_refused(runs: pathlib.Path, names: str, match: 
     suite.expand_checkpoints(names)
 
 
+@pytest.mark.parametrize(
+  'name, match',
+  [('none', 'no such folder'), ('.', 'by a pattern'), ('tuned', "kind='finetune'")],
+)
+def test_a_folder_that_is_no_run_is_not_a_run_without_checkpoints(
+  runs: pathlib.Path, name: str, match: str
+):
+  run_dir.open_run(runs / 'tuned', {'kind': 'finetune'})
+  with pytest.raises(InputError, match=match):
+    suite.expand_checkpoints(name)
+
+
 def test_the_name_of_a_run_may_contain_an_at_sign(runs: pathlib.Path):
   (runs / 'a').rename(runs / 'me@home')
   assert suite.expand_checkpoints('me@home') == {'me@home': [8]}
