@@ -18,7 +18,7 @@ import numpy as np
 from etils import epath
 
 from minilm_jax.core import files, paths, run_dir
-from minilm_jax.core.errors import ANY, TEXT, InputError
+from minilm_jax.core.errors import TEXT, InputError
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.data import wrapped_tokenizer
 from minilm_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -186,12 +186,10 @@ def _check_exportable(
   if wrapped_tokenizer.is_wrapped(tokenizer.model):
     faults.insert(0, 'a tokenizer of minilm import')
   if faults:
-    raise InputError(
-      f'an export of {ref}',
-      ', '.join(faults),
-      'export a model of minilm pretrain with supported fields; --format=stablehlo exports '
-      'classifiers of any encoder',
-    )
+    remedy = 'export a model of minilm pretrain with supported fields'
+    if all(fault.startswith('model.encoder=') for fault in faults):
+      remedy = 'export a classifier with --format=stablehlo, or a model without custom encoder'
+    raise InputError(f'an export of {ref}', ', '.join(faults), remedy)
 
 
 def _with_float32(model: Classifier, card: Card) -> tuple[Classifier, EncoderConfig]:
@@ -207,7 +205,7 @@ def existing_export(workdir: str, identity: dict[str, Any]) -> dict[str, Any] | 
   """Returns the export.json of an existing export of the same model; None for an empty folder.
 
   Raises:
-    InputError: The folder has other files, or is not on this machine.
+    InputError: The folder has another export or other files, or is not on this machine.
   """
   folder = pathlib.Path(workdir)
   if '://' in workdir:
@@ -217,11 +215,16 @@ def existing_export(workdir: str, identity: dict[str, Any]) -> dict[str, Any] | 
   if not os.path.lexists(folder) or folder.is_dir() and not any(folder.iterdir()):
     return None
   if (folder / EXPORT_RECORD).is_file():
-    record = files.read_object(
-      folder / EXPORT_RECORD, f'the export in {folder}', dict.fromkeys(identity, ANY)
-    )
-    if all(paths.is_same(record[name], value) for name, value in identity.items()):
+    record = files.read_object(folder / EXPORT_RECORD, f'the export in {folder}', {'to': TEXT})
+    other = {
+      name: record[name] if name in record else 'absent'
+      for name, value in identity.items()
+      if name not in record or not paths.is_same(record[name], value)
+    }
+    if not other:
       return record
+    difference = ', '.join(f'{name} is {value}' for name, value in other.items())
+    raise InputError(f'an export to {folder}', f'another export: {difference}', _OTHER_WORKDIR)
   raise InputError(f'an export to {folder}', 'other files in the folder', _OTHER_WORKDIR)
 
 
@@ -232,7 +235,7 @@ def atomic_export_folder(workdir: str) -> Iterator[pathlib.Path]:
   Raises:
     InputError: The folder cannot be created or renamed.
   """
-  target = pathlib.Path(workdir).absolute()
+  target = pathlib.Path(workdir).resolve()  # a link to an empty folder cannot be replaced
   missing = [parent for parent in target.parents if not parent.exists()]
   try:
     target.parent.mkdir(parents=True, exist_ok=True)

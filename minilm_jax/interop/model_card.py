@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import html
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -25,7 +26,7 @@ from minilm_jax.interop import export
 from minilm_jax.model import flops
 from minilm_jax.tasks import classifier, committee_scores, metrics
 from minilm_jax.tasks.classifier import Card
-from minilm_jax.training import checkpoint, pretrained
+from minilm_jax.training import checkpoint, population, pretrained
 
 CARD_FILE = 'README.md'
 _MAX_ITEMS = 200  # files of a corpus, labels of a task or scores in a card
@@ -119,10 +120,15 @@ def build_card(
     use: A section on the use of the model, in Markdown.
 
   Raises:
-    InputError: The run or the checkpoint is missing, or a file is damaged.
+    InputError: The run or the checkpoint is missing, or a file is damaged. A folder of another kind
+      has no steps.
   """
   folder = epath.Path(folder)
   kind = export.model_kind(folder)
+  if step is not None and kind != 'pretrain':
+    raise InputError(
+      f'step {step} of {folder}', f'a folder of kind {kind!r}, which has no steps', f'give {folder}'
+    )
   builders = {
     'pretrain': _build_pretrained,
     classifier.CLASSIFIER_KIND: _build_classifier,
@@ -304,8 +310,15 @@ def _read_row_length(folder: epath.Path, config: RunConfig) -> int:
 
 
 def _describe_training(config: RunConfig, step: int, origin: str, length: int) -> str:
-  model, optimizer, mask = config.model, config.optimizer, config.mask
+  model, optimizer, mask = config.model, config.optimizer, config.largest_mask
   row_flops, parameters = flops.flops_per_row(model, mask), flops.count_parameters_by_part(model)
+  members = population.member_configs(config)
+
+  def join(field: str) -> str:
+    """Returns the distinct values of the members."""
+    values = map(operator.attrgetter(field), members)
+    return ', '.join(dict.fromkeys(f'{value:g}' for value in values))
+
   rows = step * config.batch_size
   actual = flops.actual_flops(model, config.largest_mask, length)
   honey = row_flops['honey'] * length / model.max_length
@@ -317,18 +330,18 @@ def _describe_training(config: RunConfig, step: int, origin: str, length: int) -
     ('FLOPs by the formula of paper 1', f'{honey * rows:.3g}'),
     ('parameters', f'{parameters["total"]:,}'),
     ('parameters of the embedding', f'{parameters["embedding"]:,}'),
-    ('mask rate', f'{mask.rate:g}'),
-    ('share of random tokens', f'{mask.random_share:g}'),
-    ('share of unchanged tokens', f'{mask.keep_share:g}'),
+    ('mask rate', join('mask.rate')),
+    ('share of random tokens', join('mask.random_share')),
+    ('share of unchanged tokens', join('mask.keep_share')),
     ('optimizer', _OPTIMIZERS[optimizer.algorithm]),
-    ('learning rate', f'{optimizer.learning_rate:g}'),
+    ('learning rate', join('optimizer.learning_rate')),
     ('schedule', escape_markdown(optimizer.schedule)),
     ('betas', f'{optimizer.beta1:g}, {optimizer.beta2:g}'),
-    ('weight decay', f'{optimizer.weight_decay:g}'),
+    ('weight decay', join('optimizer.weight_decay')),
     ('gradient clipping', f'{optimizer.clip:g}'),
     ('initialization', escape_markdown(model.initialization)),
     ('type of computation', escape_markdown(model.dtype)),
-    ('seed', config.seed),
+    ('seed', ', '.join(str(member.seed) for member in members)),
   ]
   if origin:
     name = escape_markdown(origin.rpartition('/')[2])

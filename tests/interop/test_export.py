@@ -115,6 +115,34 @@ def test_a_folder_appears_when_it_is_complete(tmp_path: pathlib.Path):
   assert (tmp_path / 'a' / 'b').stat().st_mode == (tmp_path / 'a').stat().st_mode
 
 
+def test_a_link_to_an_empty_folder_becomes_the_export(tmp_path: pathlib.Path):
+  (tmp_path / 'disk').mkdir()
+  (tmp_path / 'link').symlink_to('disk')
+  with export.atomic_export_folder(str(tmp_path / 'link')) as folder:
+    (folder / 'x').write_text('x')
+  assert (tmp_path / 'link').is_symlink() and (tmp_path / 'disk' / 'x').read_text() == 'x'
+
+
+@pytest.mark.parametrize(
+  'as_program, encoder, is_imported, advice',
+  [
+    (False, 'own:Encoder', False, '--format=stablehlo'),
+    (False, 'own:Encoder', True, 'of minilm pretrain'),
+    (True, 'own:Encoder', True, 'of minilm pretrain'),
+    (True, '', True, 'of minilm pretrain'),
+  ],
+)
+def test_the_advice_for_an_export_fits_the_fault(
+  tiny_tokenizer: Tokenizer, monkeypatch, as_program, encoder: str, is_imported: bool, advice: str
+):
+  monkeypatch.setattr(export.wrapped_tokenizer, 'is_wrapped', lambda model: is_imported)
+  config = dataclasses.replace(fake_classifiers.make_card(tiny_tokenizer, 0).model, encoder=encoder)
+  with pytest.raises(InputError) as refusal:
+    export._check_exportable('run', tiny_tokenizer, config, as_program)
+  assert advice in refusal.value.remedy
+  assert ('stablehlo' in refusal.value.remedy) == (advice == '--format=stablehlo')
+
+
 @pytest.mark.parametrize('error', [InputError('a', 'b', 'c'), KeyboardInterrupt(), OSError('full')])
 def test_a_failure_leaves_no_folder(error: BaseException, tmp_path: pathlib.Path):
   with (
@@ -139,8 +167,8 @@ def test_other_files_are_not_changed(tmp_path: pathlib.Path):
     pass
   files.write_json(tmp_path / 'a' / export.EXPORT_RECORD, {'to': 'hf', 'more': 1})
   assert export.existing_export(str(tmp_path / 'a'), {'to': 'hf'}) == {'to': 'hf', 'more': 1}
-  with pytest.raises(InputError, match='--workdir'):
-    export.existing_export(str(tmp_path / 'a'), {'to': 'card'})
+  with pytest.raises(InputError, match='another export: to is hf, card is absent(.|\n)*--workdir'):
+    export.existing_export(str(tmp_path / 'a'), {'to': 'card', 'card': 'f' * 64})
   record = {'to': 'hf', 'checkpoint': 'runs/../runs/tiny'}
   files.write_json(tmp_path / 'a' / export.EXPORT_RECORD, record)
   identity = {'to': 'hf', 'checkpoint': str(pathlib.Path('runs/tiny').absolute())}

@@ -1,5 +1,6 @@
 """Model cards have the numbers of their run and step, and escape untrusted text."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -8,8 +9,10 @@ import shutil
 import pytest
 
 from minilm_jax.core import files, run_dir
+from minilm_jax.core.config import PopulationConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import tokenizer
+from minilm_jax.data.tokenizer import Tokenizer
 from minilm_jax.interop import model_card
 from minilm_jax.model.flops import actual_flops, count_parameters_by_part, flops_per_row
 from minilm_jax.training import pretrained
@@ -165,6 +168,26 @@ def test_a_card_is_written_with_its_record(tiny_run: pathlib.Path, tmp_path: pat
   assert model_card.write_card(f'{tiny_run}@4', str(tmp_path / 'card')) == record
   with pytest.raises(InputError, match='--workdir'):
     model_card.write_card(str(tiny_run), str(tmp_path / 'card'))
+
+
+def test_a_card_of_a_population_has_the_values_of_its_members(tiny_run: pathlib.Path):
+  source = pretrained.load_config(tiny_run)
+  members = PopulationConfig(3, learning_rates=(1e-3, 3e-3, 1e-3), mask_rates=(0.1, 0.2, 0.4))
+  config = dataclasses.replace(source, population=members, seed=5)
+  cells = read_cells(model_card._describe_training(config, 8, '', 64))
+  assert cells['learning rate'] == '0.001, 0.003' and cells['seed'] == '5, 6, 7'
+  assert cells['mask rate'] == '0.1, 0.2, 0.4'
+  assert cells['weight decay'] == f'{source.optimizer.weight_decay:g}'
+
+
+def test_a_card_of_a_classifier_has_no_step(tiny_tokenizer: Tokenizer, tmp_path: pathlib.Path):
+  classifier = fake_classifiers.make_classifier(tiny_tokenizer, 0)
+  folder = fake_classifiers.save_classifier(tmp_path / 'classifier-0', classifier)
+  with pytest.raises(InputError, match='step 3 of'):
+    model_card.write_card(f'{folder}@3', str(tmp_path / 'card'))
+  run_dir.open_run(tmp_path / 'tuned', {'kind': 'finetune'})
+  with pytest.raises(InputError, match='step 3 of'):
+    model_card.write_card(f'{tmp_path}/tuned@3', str(tmp_path / 'card'))
 
 
 def test_other_folders_and_steps_are_refused(tiny_run: pathlib.Path, tiny_corpus: pathlib.Path):
