@@ -166,7 +166,6 @@ def _time_trainer(config: FinetuneConfig, source: str, data: task_data.TaskData)
     batch_size=config.batch_size,
     learning_rate=finetune_results.list_members(config, [0])[0].learning_rate,
     seed=config.seeds[0],
-    pad='longest',
   )
   seconds = {
     threads: competitors.time_hf_trainer(task, config.epochs, threads)['seconds']

@@ -20,18 +20,17 @@ from minilm_jax.core.model_config import TRANSFORMERS_ACTIVATIONS, EncoderConfig
 from minilm_jax.data import tokenizer
 
 _WARMUP_STEPS = 3  # steps of a first Trainer, which is not timed
-_EVAL_ROWS = 128  # batch size for the final loss
 TrainerExamples = list[dict[str, Any]]
 
 
 def time_trainer(threads: int, task: TrainerTask) -> Callable[[int], dict[str, float]]:
   """Returns a function that trains a new model for a number of updates, after a warm-up.
 
-  The function returns `seconds`, `updates` and `final_loss`.
+  The function returns `seconds` and `updates`.
   """
   torch.set_num_threads(threads)
   transformers.logging.set_verbosity_error()
-  examples, collate = prepare_examples(task.rows, task.labels, task.classes, task.pad)
+  examples, collate = prepare_examples(task.rows, task.labels, task.classes)
 
   def train(updates: int) -> dict[str, float]:
     transformers.set_seed(task.seed)
@@ -63,11 +62,7 @@ def time_trainer(threads: int, task: TrainerTask) -> Callable[[int], dict[str, f
       start = time.perf_counter()
       trainer.train()
       seconds = time.perf_counter() - start
-    return {
-      'seconds': seconds,
-      'updates': trainer.state.global_step,
-      'final_loss': compute_mean_loss(model, examples, collate),
-    }
+    return {'seconds': seconds, 'updates': trainer.state.global_step}
 
   train(_WARMUP_STEPS)
   return train
@@ -99,23 +94,10 @@ def build_roberta(
 
 
 def prepare_examples(
-  rows: np.ndarray, labels: np.ndarray, classes: int, pad: str
+  rows: np.ndarray, labels: np.ndarray, classes: int
 ) -> tuple[TrainerExamples, Callable[[Sequence[Any]], dict[str, torch.Tensor]]]:
-  """Returns examples, and the function that collates a batch.
-
-  With `pad` 'longest', the function pads a batch to its longest row; with 'max', the examples are
-  already padded to L.
-  """
+  """Returns examples, and the function that pads a batch to its longest row."""
   targets = [(int if classes else float)(label) for label in labels]
-  if pad == 'max':
-    return [
-      {
-        'input_ids': row.tolist(),
-        'attention_mask': (row != tokenizer.PAD_ID).astype(int).tolist(),
-        'labels': label,
-      }
-      for row, label in zip(rows, targets, strict=True)
-    ], transformers.default_data_collator
   token_ids = [row[row != tokenizer.PAD_ID].tolist() for row in rows]
   words = tokenizers.Tokenizer(
     tokenizers.models.WordLevel(
@@ -129,19 +111,3 @@ def prepare_examples(
     {'input_ids': ids, 'attention_mask': [1] * len(ids), 'labels': label}
     for ids, label in zip(token_ids, targets, strict=True)
   ], transformers.DataCollatorWithPadding(padder)
-
-
-def compute_mean_loss(
-  model: transformers.RobertaForSequenceClassification,
-  examples: TrainerExamples,
-  collate: Callable[[Sequence[Any]], dict[str, torch.Tensor]],
-) -> float:
-  """Returns the mean loss over all examples, without dropout."""
-  model.eval()
-  parts = [examples[first : first + _EVAL_ROWS] for first in range(0, len(examples), _EVAL_ROWS)]
-  with torch.no_grad():
-    batches = ({name: x.to(model.device) for name, x in collate(part).items()} for part in parts)
-    losses = (
-      len(part) * model(**batch).loss.item() for part, batch in zip(parts, batches, strict=True)
-    )
-    return sum(losses) / len(examples)

@@ -27,8 +27,6 @@ class TrainerTask:
     batch_size: rows of an update; the last update of an epoch may have fewer.
     learning_rate: the rate of the first update.
     seed: seed of weights, order and dropout.
-    pad: 'longest' pads a batch to its longest row, as `DataCollatorWithPadding` does; 'max' pads
-      every row to L, the default of Hugging Face's run_glue.py.
   """
 
   rows: np.ndarray
@@ -38,4 +36,3 @@ class TrainerTask:
   batch_size: int
   learning_rate: float
   seed: int
-  pad: str

@@ -50,28 +50,8 @@ def _run_safely(name: str, words: Sequence[str]) -> int:
     return distributed.exit_now(_INPUT_ERROR_STATUS)
   except BrokenPipeError:  # the reader of standard output, such as `head`, has exited
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it at exit
-  except OSError as error:
-    _print_error(
-      InputError(
-        f'minilm {name}',
-        f'{type(error).__name__}: {error}',
-        'free disk space or fix the path, then repeat the command to resume',
-      )
-    )
-    return distributed.exit_now(_INPUT_ERROR_STATUS)
-  except ImportError as error:
-    if 'gcsfs' not in str(error):
-      raise
-    _print_error(
-      InputError(
-        f'minilm {name} with a gs:// path',
-        'gcsfs is not installed',
-        "run pip install 'minilm_jax[gcs]'",
-      )
-    )
-    return distributed.exit_now(_INPUT_ERROR_STATUS)
-  except (RuntimeError, AssertionError):
-    fault = _find_device_fault()
+  except (OSError, ImportError, RuntimeError, AssertionError) as error:
+    fault = _explain_error(name, error)
     if fault is None:
       raise
     _print_error(fault)
@@ -119,7 +99,18 @@ def _check_command(name: str) -> None:
     raise InputError(f'minilm {name}', 'no such command', suggest_name(name, COMMANDS))
 
 
-def _find_device_fault() -> InputError | None:
+def _explain_error(name: str, error: Exception) -> InputError | None:
+  """Returns the fault of the system behind an exception; None for an error of the program."""
+  if isinstance(error, OSError):
+    return InputError(
+      f'minilm {name}',
+      f'{type(error).__name__}: {error}',
+      'free disk space or fix the path, then repeat the command to resume',
+    )
+  if isinstance(error, ImportError):
+    missing, remedy = 'gcsfs is not installed', "run pip install 'minilm_jax[gcs]'"
+    asked = f'minilm {name} with a gs:// path'
+    return InputError(asked, missing, remedy) if 'gcsfs' in str(error) else None
   if 'jax' not in sys.modules:
     return None
   from minilm_jax.core import backend
