@@ -413,6 +413,13 @@ def write_finetune_run(
   return folder
 
 
+def change_config(folder: pathlib.Path, **fields: Any) -> None:
+  """Replaces top-level fields of the config.json of a run."""
+  files.write_json(
+    folder / run_dir.CONFIG, files.read_json(folder / run_dir.CONFIG, 'the recipe') | fields
+  )
+
+
 def write_finetune_log(folder: pathlib.Path) -> pathlib.Path:
   """Adds metrics.jsonl to a fine-tuning run: one epoch of 100 steps for each of its score lines."""
   lines = []

@@ -154,11 +154,12 @@ def find_glue_rows(part: AblationAtSize, rows: Sequence[ScoreRow]) -> list[GlueR
 def _contrast_tasks(paired: PairedScores) -> Iterator[tuple[str, tuple[str, ...], Contrast]]:
   """Yields the average over tasks with one protocol, if possible, and then each task."""
   counts = collections.Counter(key.task for key in paired)
+  differences = scores.describe_differences(
+    [*paired], lambda key: key.task, ('split', 'train_examples', 'protocol')
+  )
   names = {
-    key: key.task
-    + (' (filtered)' if key.filtered else '')
-    + (f', {key.train_examples:,} examples' if counts[key.task] > 1 else '')
-    for key in paired
+    key: ', '.join(filter(None, (key.task + (' (filtered)' if key.filtered else ''), difference)))
+    for key, difference in zip(paired, differences, strict=True)
   }
   single = [key for key in paired if counts[key.task] == 1]
   pairs = set().union(*(paired[key] for key in single))

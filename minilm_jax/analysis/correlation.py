@@ -15,7 +15,7 @@ from scipy import stats
 
 from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, LossCurve
 from minilm_jax.analysis.runs import group_by, select_single
-from minilm_jax.analysis.scores import Average, ScoreRow
+from minilm_jax.analysis.scores import Average, ScoreRow, describe_differences
 from minilm_jax.tasks.metrics import CONFIDENCE, POWER, percentile_interval
 
 MIN_MODELS = 4  # in a correlation; also the checkpoints of one run
@@ -130,8 +130,8 @@ def match_scores(
   """Returns the scored models by task and average, and the reasons for omissions.
 
   The loss of a model is that of the last evaluation up to the step of the checkpoint. Of several
-  steps the last counts. A model with several rows for a task, of several protocols or learning
-  rates, has no score for this task.
+  steps the last counts. Scores of different protocols are different series. A model with several
+  rows in a series, of several learning rates, has no score there.
   """
   scored = _select_headlines(scores, averages)
   by_name = {curve.name: curve for curve in curves}
@@ -145,9 +145,7 @@ def match_scores(
     last_step = max((row.step for row in rows if row.step is not None), default=None)
     last = [row for row in rows if row.step == last_step]
     if len(last) > 1:
-      left_out.append(
-        f'{series} of {name}: {len(last)} protocols or learning rates, of which none was chosen'
-      )
+      left_out.append(f'{series} of {name}: {len(last)} learning rates, of which none was chosen')
     else:
       models.setdefault(series, []).append(_score_model(by_name[name], last[0]))
   return models, left_out
@@ -158,7 +156,7 @@ def correlate_checkpoints(
 ) -> list[TrainingCorrelation]:
   """Returns the correlation of each run and series with `MIN_MODELS` scored checkpoints or more.
 
-  A checkpoint with several rows, of several protocols or learning rates, is left out.
+  A checkpoint with several rows in a series, of several learning rates, is left out.
   """
   by_name = {curve.name: curve for curve in curves}
   correlations = []
@@ -189,8 +187,13 @@ def _group_by_run(
 ) -> Iterator[tuple[str, str, list[ScoreRow | Average]]]:
   """Yields the rows of each series and each of the named runs."""
   known = [row for row in scored if row.checkpoint in names]
-  for series, rows in group_by(known, _name_series).items():
-    for name, of_run in group_by(rows, lambda row: row.checkpoint).items():
+  differences = describe_differences(known, _name_series, ('train_examples', 'protocol'))
+  named = [
+    (', '.join(filter(None, (_name_series(row), difference))), row)
+    for row, difference in zip(known, differences, strict=True)
+  ]
+  for series, pairs in group_by(named, lambda pair: pair[0]).items():
+    for name, of_run in group_by((row for _, row in pairs), lambda row: row.checkpoint).items():
       yield series, name, of_run
 
 

@@ -15,8 +15,8 @@ mean over tasks. With one run a size, the interval lacks the variance of pre-tra
 seeds, the interval is too narrow.
 
 A fresh encoder depends on its seed alone. So a run also uses the scores from scratch of other runs
-with the same model and tokenizer. Of them, those of the run's own seeds count, or all if a seed has
-none.
+with the same model, tokenizer and protocol. Of them, those of the run's own seeds count, or all if a
+seed has none.
 """
 
 import dataclasses
@@ -52,7 +52,7 @@ class Gap:
 
   Attributes:
     axis: SIZE or OVERLAP.
-    series: task with metric and split.
+    series: task with metric, split, number of training examples and protocol.
     comparison: shape of the model, and the property that the runs share.
     tokens: tokens of the pre-training set, without padding.
     overlap: share of the task's words in the pre-training set; nan if not measured.
@@ -85,7 +85,7 @@ class Slope:
 
   Attributes:
     axis: SIZE or OVERLAP.
-    series: task with metric and split, or a mean over tasks.
+    series: that of the gaps, or a mean over tasks.
     levels: number of distinct sizes or overlaps.
     seeds: number of seeds of fine-tuning that all runs have.
     low, high: ends of the 95% interval over resamples; nan with one seed and one task.
@@ -147,12 +147,13 @@ def select_single_rows(
 ) -> tuple[dict[str, dict[str, ScoreRow]], list[str]]:
   """Returns the headline rows by series and run, and the reasons for omissions.
 
-  A run with several rows in a series, of several protocols or learning rates, is left out.
+  The rows of a series have one protocol. A run with rows of several learning rates is left out.
   """
   by_series = runs.group_by(
     (row for row in rows if row.headline and row.checkpoint in sets),
     lambda row: (
       f'{row.task_name}, {row.metric}, {row.split}, {row.train_examples:,} training examples'
+      + (f', {row.protocol}' if row.protocol else '')
     ),
   )
   single: dict[str, dict[str, ScoreRow]] = {}
@@ -161,8 +162,7 @@ def select_single_rows(
     by_name = runs.group_by(same_series, lambda row: row.checkpoint)
     single[series] = runs.select_single(by_name)
     left_out += [
-      f'the gap of {series} from {name}: {len(several)} protocols or learning rates, of which none '
-      'was chosen'
+      f'the gap of {series} from {name}: {len(several)} learning rates, of which none was chosen'
       for name, several in by_name.items()
       if len(several) > 1
     ]

@@ -28,6 +28,8 @@ _LATENCY_FREE_FIELDS = tuple(
 )
 # Settings of a protocol besides those of head and optimizer.
 _PROTOCOL_FIELDS = ('batch_size', 'epochs', 'length', 'patience', 'likelihood')
+# Rows of scores have the rate as a field, and the number of heads in the name of the checkpoint.
+_PROTOCOL_FREE_FIELDS = ('optimizer.learning_rate', 'head.ensemble_size')
 # Settings that distinguish custom tasks, which have one name; of paths, the last part.
 _CUSTOM_TASK = 'own'
 _CUSTOM_TASK_FIELDS = ('task.fields', 'task.label', 'task.kind', 'task.markers')
@@ -223,7 +225,7 @@ def _read_protocol(path: epath.Path) -> dict[str, Any]:
     name: value
     for name, value in fields.items()
     if name in _PROTOCOL_FIELDS
-    or (name.partition('.')[0] in groups and name != 'optimizer.learning_rate')
+    or (name.partition('.')[0] in groups and name not in _PROTOCOL_FREE_FIELDS)
   }
   if 'task.name' in fields and fields['task.name'] == _CUSTOM_TASK:
     protocol |= {name: fields[name] for name in _CUSTOM_TASK_FIELDS if name in fields}

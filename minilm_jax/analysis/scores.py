@@ -9,8 +9,8 @@ reported split chooses nothing.
 import dataclasses
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from scipy import stats
@@ -42,6 +42,8 @@ AVERAGES: dict[str, tuple[str, ...]] = {
 _AVERAGED_SPLITS = {'validation_matched': 'validation', 'test_matched': 'test'}
 _MISMATCHED_SPLITS = ('validation_mismatched', 'test_mismatched')
 _CELL_FIELDS = ('task', 'split', 'filtered', 'checkpoint', 'train_examples', 'held_out')
+# Fields of lines whose protocols are named by their differences.
+_PROTOCOL_SCOPE = ('task', 'split', 'filtered', 'train_examples')
 _ROW_FIELDS = tuple(
   'task metric split filtered checkpoint examples train_examples held_out'.split()
 )
@@ -49,6 +51,7 @@ TRAININGS, TUNINGS = 'pre-trainings', 'seeds of fine-tuning'
 BothScores = tuple[float, float]  # scores of the base and of the other recipe
 RunPair = tuple[str, str]  # names of the base run and of the other run
 BySeed = Mapping[int, BothScores]  # seed of fine-tuning: scores
+R = TypeVar('R')  # a row or a key of rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +109,8 @@ class ScoreRow:
     shown: reports include this row; rows of the other epoch are in scores.csv alone.
     majority: score of the most frequent label.
     frequency: score of random labels with the frequencies of the training labels.
-    protocol: settings in which several runs on the checkpoint differ; '' if they are equal.
+    protocol: settings in which the runs on this task, split and number of training examples differ,
+      of all checkpoints; '' if they are equal. Rows with different protocols do not compare.
   """
 
   task: str
@@ -155,10 +159,14 @@ def make_score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
         f'a line without {", ".join(missing)}',
         'fine-tune or evaluate again with a new --workdir',
       )
-  cells = group_by(lines, lambda line: tuple(line[name] for name in _CELL_FIELDS))
+  protocols = name_protocols(lines)
+  cells: dict[tuple[Any, ...], dict[str, list[ScoreLine]]] = {}
+  for line, protocol in zip(lines, protocols, strict=True):
+    cell = cells.setdefault(tuple(line[name] for name in _CELL_FIELDS), {})
+    cell.setdefault(protocol, []).append(line)
   rows: list[ScoreRow] = []
   for key in sorted(cells):
-    for protocol, lines_of_protocol in _split_by_protocol(cells[key]).items():
+    for protocol, lines_of_protocol in cells[key].items():
       pretrained, scratch = (
         [line for line in lines_of_protocol if line['pretrained'] == arm] for arm in (True, False)
       )
@@ -168,18 +176,57 @@ def make_score_table(lines: Iterable[ScoreLine]) -> list[ScoreRow]:
   return rows
 
 
-def _split_by_protocol(lines: Sequence[ScoreLine]) -> dict[str, list[ScoreLine]]:
-  """Returns the lines by the settings in which their protocols differ, as in `epochs=3`."""
-  protocols = [line['protocol'] if 'protocol' in line else {} for line in lines]
-  names = dict.fromkeys(name for protocol in protocols for name in protocol)
-  different = [
-    name for name in names if any(each.get(name) != protocols[0].get(name) for each in protocols)
+def name_protocols(lines: Sequence[ScoreLine]) -> list[str]:
+  """Returns the settings of each line in which the lines of its task differ, as in `epochs=3`.
+
+  The lines of all checkpoints count, so that lines with equal names compare. The settings are
+  the field `protocol` of the line and its numbers of scored and held-out examples.
+  """
+  scopes = [tuple(line[name] for name in _PROTOCOL_SCOPE) for line in lines]
+  settings = [
+    {name: line[name] for name in ('examples', 'held_out')}
+    | (line['protocol'] if 'protocol' in line else {})
+    for line in lines
   ]
-  by_protocol: dict[str, list[ScoreLine]] = {}
-  for line, protocol in zip(lines, protocols, strict=True):
-    key = ', '.join(f'{name}={protocol.get(name)}' for name in different)
-    by_protocol.setdefault(sanitize(key), []).append(line)
-  return by_protocol
+  different: dict[tuple[Any, ...], list[str]] = {}
+  for scope, group in group_by(zip(scopes, settings, strict=True), lambda pair: pair[0]).items():
+    names = dict.fromkeys(name for _, each in group for name in each)
+    first = group[0][1]
+    different[scope] = [
+      name for name in names if any(each.get(name) != first.get(name) for _, each in group)
+    ]
+  return [
+    sanitize(', '.join(f'{name}={each.get(name)}' for name in different[scope]))
+    for scope, each in zip(scopes, settings, strict=True)
+  ]
+
+
+def describe_differences(
+  rows: Sequence[R], make_key: Callable[[R], Hashable], fields: Sequence[str]
+) -> list[str]:
+  """Returns the values of each row in the fields in which the rows of its key differ.
+
+  Args:
+    fields: names of attributes; `train_examples` has its unit in the text.
+  """
+  texts = [
+    {
+      field: f'{row.train_examples:,} training examples'
+      if field == 'train_examples'
+      else str(getattr(row, field))
+      for field in fields
+    }
+    for row in rows
+  ]
+  groups = group_by(zip(map(make_key, rows), texts, strict=True), lambda pair: pair[0])
+  different = {
+    key: [field for field in fields if len({text[field] for _, text in group}) > 1]
+    for key, group in groups.items()
+  }
+  return [
+    ', '.join(filter(None, (text[field] for field in different[make_key(row)])))
+    for row, text in zip(rows, texts, strict=True)
+  ]
 
 
 def _make_rows(
@@ -361,6 +408,10 @@ class Average:
 
   The mean over tasks is taken for each seed. If the seeds differ between tasks, an arm has the mean
   of the task means, n = 0 and no interval. An arm without one of the tasks has n = 0.
+
+  Attributes:
+    train_examples: sum over tasks.
+    protocol: that of the rows, see `ScoreRow`; each after its task if they differ.
   """
 
   name: str
@@ -372,6 +423,8 @@ class Average:
   pretrained: Group
   scratch: Group
   difference: Difference
+  train_examples: int
+  protocol: str
 
 
 def average_tasks(rows: Iterable[ScoreRow]) -> list[Average]:
@@ -423,7 +476,12 @@ def _average_cell(
       difference = compute_difference(pretrained, scratch)
       if not (pretrained.n and scratch.n):
         difference = dataclasses.replace(difference, mean=pretrained.mean - scratch.mean)
-      yield Average(name, tasks, *key, pretrained, scratch, difference)
+      protocols = {task: rows[task].protocol for task in tasks}
+      protocol = protocols[tasks[0]]
+      if len(set(protocols.values())) > 1:
+        protocol = '; '.join(f'{task}: {text}' for task, text in protocols.items() if text)
+      train_examples = sum(rows[task].train_examples for task in tasks)
+      yield Average(name, tasks, *key, pretrained, scratch, difference, train_examples, protocol)
 
 
 def _average_groups(groups: Sequence[Group]) -> Group:
@@ -457,7 +515,7 @@ class ScoreKey(NamedTuple):
   split: str
   filtered: bool
   train_examples: int
-  held_out: int
+  protocol: str
 
 
 PairedScores = dict[ScoreKey, dict[RunPair, BySeed]]

@@ -19,7 +19,7 @@ from minilm_jax.analysis.ablation_results import (
 from minilm_jax.analysis.scores import TRAININGS, TUNINGS, Contrast, make_score_table, select_main
 from minilm_jax.cli import main
 from minilm_jax.tasks import metrics
-from tests.fake_runs import make_loss_curve, write_glue_run, write_plateau_run
+from tests.fake_runs import change_config, make_loss_curve, write_glue_run, write_plateau_run
 from tests.html_page import Page
 
 T_TWO = 4.302653  # Student's t of two degrees of freedom
@@ -104,6 +104,19 @@ def test_scores_of_different_protocols_are_not_paired(tmp_path: pathlib.Path):
   assert not find_rows(tmp_path)
   write_glue_run(paper, 'rte', {0: 0.5}, train_examples=200, examples=1043)
   assert find_rows(tmp_path)['rte'].score.difference == pytest.approx(0.1)
+
+
+def test_scores_of_different_epochs_are_not_paired(tmp_path: pathlib.Path):
+  paper, pre = write_pair(tmp_path, 0)
+  for task in ('rte', 'wnli'):
+    change_config(write_glue_run(paper, task, {0: 0.5}), epochs=10.0)
+    change_config(write_glue_run(pre, task, {0: 0.4}), epochs=1.0)
+  assert not find_rows(tmp_path)
+  for task in ('rte', 'wnli'):
+    change_config(write_glue_run(pre, task, {0: 0.6}, truncated=0), epochs=10.0)
+  rows = find_rows(tmp_path)
+  assert set(rows) == {AVERAGE, 'rte', 'wnli'}
+  assert all(row.score.difference == pytest.approx(0.1) for row in rows.values())
 
 
 @pytest.mark.parametrize(

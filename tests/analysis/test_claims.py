@@ -18,6 +18,7 @@ from minilm_jax.core import files, recipe, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import committee
 from tests.fake_runs import (
+  change_config,
   continue_run,
   make_loss_curve,
   write_finetune_pair,
@@ -202,6 +203,20 @@ def test_growth_with_overlap_is_for_ten_points(tmp_path: pathlib.Path):
   assert verdicts[3].verdict == HOLDS and verdicts[3].value == pytest.approx(0.04)
   # The task selected all sets, so none counts for claim 1.
   assert verdicts[1].verdict == OPEN and verdicts[1].seeds == 0 and verdicts[1].missing
+
+
+def test_scores_from_scratch_of_another_protocol_do_not_count(tmp_path: pathlib.Path):
+  for rows, epochs in ((1000, 10.0), (4000, 1.0)):
+    source = finish(write_subset_run(tmp_path / f'n{rows}', rows))
+    for is_pretrained in (True, False) if epochs > 1 else (True,):
+      folder = tmp_path / 'tasks' / f'{rows}-{is_pretrained}'
+      values = add_noise(0.5 + 0.1 * is_pretrained)
+      change_config(
+        write_finetune_run(folder, source, values, is_pretrained, seeds=SEEDS), epochs=epochs
+      )
+  verdicts = map_verdicts(tmp_path)
+  assert math.isnan(verdicts[2].value) and verdicts[2].verdict == OPEN
+  assert verdicts[1].value == pytest.approx(0.1) and 'n4000' not in verdicts[1].of
 
 
 def test_the_mean_is_over_tasks_by_common_seed(tmp_path: pathlib.Path):

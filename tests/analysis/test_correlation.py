@@ -148,7 +148,34 @@ def test_few_models_several_rows_and_unknown_runs_are_left_out():
     for rate in (1e-4, 2e-4)
   ]
   _, left_out = correlation.match_scores(curves, scores.make_score_table(lines), [])
-  assert any('r0: 2 protocols' in text for text in left_out)
+  assert any('r0: 2 learning rates' in text for text in left_out)
+
+
+def test_scores_of_different_protocols_are_different_series():
+  curves = make_curves([2.0, 2.2, 2.5, 3.0])
+  lines = [
+    {
+      **fake_runs.make_score_line(
+        0.5, task=task, checkpoint=curve.name, checkpoint_step=800, train_examples=train_examples
+      ),
+      'protocol': {'epochs': epochs},
+    }
+    for curve, epochs in zip(curves, (1.0, 1.0, 10.0, 10.0))
+    for task, train_examples in (('rte', 2490), ('cola', int(100 * epochs)))
+  ]
+  rows = scores.make_score_table(lines)
+  models, _ = correlation.match_scores(curves, rows, scores.average_tasks(rows))
+  assert sorted([model.name for model in series] for series in models.values()) == [
+    ['r0', 'r1'],
+    ['r0', 'r1'],
+    ['r0', 'r1'],
+    ['r2', 'r3'],
+    ['r2', 'r3'],
+    ['r2', 'r3'],
+  ]
+  names = [name for name in models if name.startswith('rte')]
+  assert ['epochs=1.0' in name for name in names] == [True, False]
+  assert any(name.startswith('cola') and '1,000 training examples' in name for name in models)
 
 
 def test_the_loss_is_that_of_the_step_of_the_checkpoint():

@@ -14,7 +14,12 @@ from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Sl
 from minilm_jax.analysis.report import report
 from minilm_jax.analysis.scores import Difference, make_score_table, select_main
 from minilm_jax.core import files, run_dir
-from tests.fake_runs import write_finetune_pair, write_finetune_run, write_subset_run
+from tests.fake_runs import (
+  change_config,
+  write_finetune_pair,
+  write_finetune_run,
+  write_subset_run,
+)
 from tests.html_page import Page
 
 
@@ -137,6 +142,28 @@ def test_scores_from_scratch_are_borrowed_from_the_same_model_alone(tmp_path: pa
   assert points['b'].gap.mean == pytest.approx(0.3) and points['b'].gap.paired
 
 
+def test_scores_from_scratch_are_borrowed_from_the_same_protocol_alone(tmp_path: pathlib.Path):
+  short, long = (
+    write_subset_run(tmp_path / name, rows) for name, rows in (('short', 1000), ('long', 4000))
+  )
+  for source, epochs in ((short, 1.0), (long, 10.0)):
+    folder = write_finetune_run(tmp_path / 'tasks' / source.name, source, [0.6, 0.7], True)
+    change_config(folder, epochs=epochs)
+  scratch = write_finetune_run(tmp_path / 'tasks' / 'scratch', short, [0.5, 0.6], False)
+  change_config(scratch, epochs=10.0)
+  study = study_gaps(tmp_path)
+  assert not study.points and not study.slopes
+  folder = write_finetune_run(tmp_path / 'tasks' / 'short-10', short, [0.6, 0.7], True)
+  change_config(folder, epochs=10.0)
+  points = {point.checkpoint: point for point in study_gaps(tmp_path).points}
+  assert {name: round(point.gap.mean, 6) for name, point in points.items()} == {
+    'short': 0.1,
+    'long': 0.1,
+  }
+  assert all('epochs=10.0' in point.series for point in points.values())
+  assert points['long'].borrowed and not points['short'].borrowed
+
+
 def test_seeds_from_scratch_may_be_more_and_of_several_runs(tmp_path: pathlib.Path):
   """Seeds 0 and 1 are from scratch in one run, seed 2 in another."""
   first, other = (
@@ -160,10 +187,9 @@ def test_encoders_with_several_heads_are_no_points(tmp_path: pathlib.Path):
   write_sizes(tmp_path, {1000: 0.01, 2000: 0.04})
   for pretrained, value in ((True, 0.9), (False, 0.8)):
     folder = tmp_path / 'tasks' / f'heads-{pretrained}'
-    write_finetune_run(folder, tmp_path / 'n1000', [value] * 3, pretrained)
-    files.write_json(
-      folder / run_dir.CONFIG,
-      files.read_json(folder / run_dir.CONFIG, 'the recipe') | {'head': {'ensemble_size': 5}},
+    change_config(
+      write_finetune_run(folder, tmp_path / 'n1000', [value] * 3, pretrained),
+      head={'ensemble_size': 5},
     )
   run_paths = runs.find_runs([str(tmp_path)])
   rows = {row.checkpoint: row for row in make_score_table(runs.read_scores(run_paths))}

@@ -385,3 +385,49 @@ def test_scores_of_other_protocols_have_rows_of_their_own():
   ]
   (row,) = make_score_table(lines[:2])
   assert row.protocol == ''
+
+
+def test_protocols_are_named_by_the_differences_between_checkpoints():
+  lines = [
+    {
+      **make_score_line(0.5, task=task, checkpoint=name, examples=examples),
+      'protocol': {'epochs': epochs, 'length': 64, **added},
+    }
+    for task, name, examples, epochs, added in (
+      ('rte', 'a', 277, 3.0, {}),
+      ('rte', 'b', 277, 10.0, {'patience': None}),  # a field that the first recipe lacks
+      ('rte', 'c', 20, 10.0, {}),
+      ('cola', 'a', 1043, 3.0, {}),
+      ('cola', 'b', 1043, 3.0, {}),
+    )
+  ]
+  rows = {(row.task, row.checkpoint): row.protocol for row in make_score_table(lines)}
+  assert rows == {
+    ('cola', 'a'): '',
+    ('cola', 'b'): '',
+    ('rte', 'a'): 'examples=277, epochs=3.0',
+    ('rte', 'b'): 'examples=277, epochs=10.0',
+    ('rte', 'c'): 'examples=20, epochs=10.0',
+  }
+
+
+def test_scores_on_other_numbers_of_examples_have_rows_of_their_own():
+  rows = make_score_table(
+    [make_score_line(value, examples=examples) for value, examples in ((0.5, 100), (0.9, 10))]
+  )
+  assert [(row.examples, row.pretrained.values) for row in rows] == [(100, (0.5,)), (10, (0.9,))]
+
+
+def test_averages_have_the_protocol_of_their_tasks():
+  lines = [
+    {
+      **make_score_line(0.5, task=task, checkpoint=name, train_examples=100),
+      'protocol': {'epochs': epochs},
+    }
+    for name, rte, cola in (('a', 3.0, 3.0), ('b', 10.0, 3.0), ('c', 10.0, 10.0))
+    for task, epochs in (('rte', rte), ('cola', cola))
+  ]
+  averages = {average.checkpoint: average for average in average_tasks(make_score_table(lines))}
+  assert averages['a'].protocol == 'epochs=3.0' and averages['c'].protocol == 'epochs=10.0'
+  assert averages['b'].protocol == 'cola: epochs=3.0; rte: epochs=10.0'
+  assert averages['a'].train_examples == 200
