@@ -387,8 +387,8 @@ def summarize(values: Sequence[float] | Float[np.ndarray, 'n']) -> dict[str, Any
 def choose_rates(lines: Iterable[Mapping[str, Any]]) -> tuple[float | None, ...]:
   """Returns the learning rate with the highest mean `validation_score` over seeds.
 
-  Scores that are not finite count as 0. Of rates with equal scores the lowest is chosen. Without
-  held-out examples all rates are returned.
+  Scores that are not finite count as 0, also if all are. Of rates with equal scores the lowest is
+  chosen. Without held-out examples all rates are returned.
 
   Args:
     lines: lines of scores.jsonl that differ in seed, learning rate, metric and epoch alone.
@@ -401,8 +401,7 @@ def choose_rates(lines: Iterable[Mapping[str, Any]]) -> tuple[float | None, ...]
     if line['epoch_choice'] == epoch_choice:
       scores[line['seed']] = line['validation_score']
   rates = tuple(sorted(by_rate, key=lambda rate: -math.inf if rate is None else rate))
-  validation_scores = [score for scores in by_rate.values() for score in scores.values()]
-  if len(rates) < 2 or all(score is None for score in validation_scores):
+  if len(rates) < 2 or not any(line['held_out'] for line in lines):
     return rates
   return (max(rates, key=lambda rate: _mean_or_lowest(by_rate[rate].values())),)
 

@@ -282,6 +282,15 @@ def test_undefined_scores_count_as_zero_and_ties_take_the_lowest_rate():
   assert choose_rates(make_search({2e-4: [0.3], 1e-4: [0.3]})) == (1e-4,)
 
 
+def test_an_arm_whose_held_out_scores_are_all_undefined_has_one_rate():
+  scratch = make_search(
+    {1e-4: [None, None], 2e-4: [None, None]}, pretrained=False, checkpoint_step=None
+  )
+  assert choose_rates(scratch) == (1e-4,)
+  (row,) = make_score_table([*make_search({1e-4: [0.2, 0.2], 2e-4: [0.6, 0.6]}), *scratch])
+  assert (row.pretrained.learning_rate, row.scratch.learning_rate) == (2e-4, 1e-4)
+
+
 def test_arms_with_different_rates_are_paired_by_seed():
   pretrained, scratch = (
     make_search({1e-4: [0.1, 0.1], 2e-4: [0.5, 0.5]}),

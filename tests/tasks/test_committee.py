@@ -421,7 +421,7 @@ def test_patterns_skip_the_rates_that_held_out_examples_did_not_choose(
     (run / f'classifier-{member}').mkdir(parents=True)
     spec = MemberSpec(member, step, seed, rate)
     for metric in ('accuracy', 'f1'):
-      line = {'task': 'own', 'metric': metric, 'value': 0.5, 'epoch_choice': 'best'}
+      line = {'task': 'own', 'metric': metric, 'value': 0.5, 'epoch_choice': 'best', 'held_out': 9}
       run_dir.append_line(
         run / run_dir.SCORES, {**line, **spec.log_fields(), 'validation_score': score}
       )
