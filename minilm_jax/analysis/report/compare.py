@@ -139,7 +139,7 @@ def compare(
 
 
 def answer_questions(rows: Sequence[AblationRow], shape: str = '') -> Iterator[Answer]:
-  """Yields the answers on the plateau, the best multiplier, and each ablation.
+  """Yields the answers on the plateau and on each ablation.
 
   Args:
     shape: name of the shape in questions; '' with a single shape.
@@ -147,13 +147,6 @@ def answer_questions(rows: Sequence[AblationRow], shape: str = '') -> Iterator[A
   base, *changes = rows
   scope = f' ({shape})' if shape else ''
   yield _answer_base(base, scope)
-  measured = [row for row in changes if math.isfinite(row.multiplier.value)]
-  if measured:
-    best = measured[0]
-    verdict = 'yes' if best.multiplier.value > 1 else 'no'
-    number = f'{best.change}: compute multiplier {best.multiplier}'
-    question = f'Does an ablation need fewer FLOPs than the base{scope}?'
-    yield Answer(question, verdict, number, _describe_multiplier(best))
   for row in changes:
     yield _answer_change(row, scope, bool(base.tokens_to_leave))
   for row in changes:

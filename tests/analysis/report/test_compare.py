@@ -103,11 +103,12 @@ def test_verdicts_follow_the_interval(low: float, high: float, verdict: str):
 def test_answers(home: pathlib.Path):
   answers = list(compare.answer_questions(list(make_rows(home / '0' / 'paper', home).values())))
   base, best, *changes = answers
-  assert base.verdict == best.verdict == 'yes' and '9,420,800' in base.number
-  assert best.number.startswith('norm=pre, positions=relative: compute multiplier 5.00 [')
-  by_change = {answer.question.split()[1].strip(','): answer for answer in changes}
+  assert base.verdict == 'yes' and '9,420,800' in base.number
+  assert 'norm=pre, positions=relative' in best.question
+  assert 'compute multiplier 5.00 [' in best.number
+  assert best.verdict == 'no verdict (several fields)'
+  by_change = {answer.question.split()[1]: answer for answer in changes}
   assert {name: answer.verdict for name, answer in by_change.items()} == {
-    'norm=pre': 'no verdict (several fields)',
     'positions=relative': ablation_results.CAUSES,
     'positions=rotary': ablation_results.ONE_SEED,
     'warmup_fraction=0.2': ablation_results.SHORTENS,
@@ -194,7 +195,7 @@ def test_files_have_equal_bytes(home: pathlib.Path, capsys):
   }
   text = written[0]['compare.html'].decode()
   page, answers = Page(text), check_rules(text)
-  assert len(answers) == 8 and answers[1][2].startswith('norm=pre, positions=relative: ')
+  assert len(answers) == 7 and 'norm=pre, positions=relative' in answers[1][0]
   assert 'bigram, 5.00 nats' in page.text and 'script' not in page.tags
   assert all(address.startswith('#') for address in page.addresses)
   table = list(csv.DictReader(written[0]['changes.csv'].decode().splitlines()))
@@ -222,7 +223,7 @@ def test_recipes_with_many_different_fields(tmp_path: pathlib.Path, capsys):
   others = [f'{tmp_path}/modern-{seed}' for seed in (0, 1, 2)]
   assert main.main(['ablations', f'--base={bases}', *others, f'--workdir={tmp_path / "out"}']) == 0
   output = ' '.join(capsys.readouterr().out.split())
-  assert re.search(r'modern-0: compute multiplier 4\.\d+ \[3\.', output)
+  assert re.search(r'compute multiplier 4\.\d+ \[3\.', output)
 
 
 def test_each_shape_has_its_own_figures(tmp_path: pathlib.Path, monkeypatch):
