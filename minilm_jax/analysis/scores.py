@@ -309,24 +309,15 @@ def make_group(values: Mapping[int, float], **fields: Any) -> Group:
   return Group(**metrics.summarize(numbers), seeds=tuple(values), values=numbers, **fields)
 
 
-def select_main(rows: Iterable[ScoreRow], every_step: bool = False) -> list[ScoreRow]:
+def select_main(
+  rows: Iterable[ScoreRow], every_step: bool = False, phenomena: bool = False
+) -> list[ScoreRow]:
   """Returns the rows of reports: the chosen epoch and the last step, without single phenomena.
 
   Args:
     every_step: rows of all steps.
+    phenomena: instead the rows of single phenomena, of tasks that also have a split `all`.
   """
-  return [row for row, is_phenomenon in _mark_phenomena(rows, every_step) if not is_phenomenon]
-
-
-def select_phenomena(rows: Iterable[ScoreRow]) -> list[ScoreRow]:
-  """Returns the rows of single phenomena, of tasks that also have a split `all`."""
-  return [row for row, is_phenomenon in _mark_phenomena(rows) if is_phenomenon]
-
-
-def _mark_phenomena(
-  rows: Iterable[ScoreRow], every_step: bool = False
-) -> list[tuple[ScoreRow, bool]]:
-  """Returns the rows of the last or every step of each checkpoint, with a flag for phenomena."""
 
   def make_key(row: ScoreRow) -> tuple[Any, ...]:
     return (*(getattr(row, field) for field in _CELL_FIELDS), row.protocol)
@@ -335,7 +326,7 @@ def _mark_phenomena(
   last_steps = {make_key(row): row.step for row in reported}  # rows are in the order of steps
   chosen = [row for row in reported if every_step or row.step == last_steps[make_key(row)]]
   paired_tasks = {row.task for row in chosen if row.split == ALL}
-  return [(row, row.task in paired_tasks and row.split != ALL) for row in chosen]
+  return [row for row in chosen if (row.task in paired_tasks and row.split != ALL) == phenomena]
 
 
 def compute_difference(group: Group, subtrahend: Group) -> Difference:
@@ -400,6 +391,16 @@ def format_interval(
     return NONE
   mean = format_number(value)
   return mean if math.isnan(low) else f'{mean} [{format_number(low)}, {format_number(high)}]'
+
+
+def format_points_interval(value: float, low: float, high: float) -> str:
+  """Returns a difference of scores with unit and interval.
+
+  >>> format_points_interval(0.01, -0.002, 0.022), format_points_interval(0.01, math.nan, math.nan)
+  ('+1.0 points [-0.2, +2.2]', '+1.0 points')
+  """
+  mean, bracket, interval = format_interval(value, low, high).partition(' [')
+  return f'{mean} points{bracket}{interval}'
 
 
 @dataclasses.dataclass(frozen=True)

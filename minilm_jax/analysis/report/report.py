@@ -239,12 +239,13 @@ def _draw_figures(
 def _make_dot_rows(rows: Sequence[ScoreRow]) -> list[figures.DotRow]:
   has_several = len({row.checkpoint for row in rows}) > 1
   dot_rows = []
-  for row in rows:
+  for row, differences in zip(rows, tables.describe_rows(rows), strict=True):
     arms = {
       name: (100 * group.mean, 100 * group.low, 100 * group.high)
       for name, group in (('pre-trained', row.pretrained), ('from scratch', row.scratch))
     }
     baselines = {'majority': 100 * row.majority, 'by frequency': 100 * row.frequency}
-    checkpoint = f' {row.checkpoint}' if has_several else ''
-    dot_rows.append(figures.DotRow(f'{row.task_name}{checkpoint}', arms, baselines))
+    label = row.task_name + (f' {row.checkpoint}' if has_several else '')
+    label = ', '.join(filter(None, (label, differences)))
+    dot_rows.append(figures.DotRow(label, arms, baselines))
   return dot_rows

@@ -17,19 +17,22 @@ from minilm_jax.analysis.scores import (
   ScoreLine,
   ScoreRow,
   average_tasks,
+  describe_differences,
   format_interval,
   format_points,
+  format_points_interval,
   make_score_table,
   select_latest,
   select_main,
-  select_phenomena,
   subtract_by_seed,
 )
 from minilm_jax.core import progress
 from minilm_jax.core.progress import format_duration
 from minilm_jax.tasks.metrics import smallest_detectable_effect
 
+_NO_VARIANCE = 1e-9  # width of an interval of equal numbers, with rounding
 MAX_SCORE_ANSWERS = 9  # above, one answer summarizes all tasks and checkpoints
+_HIGHER, _LOWER, _OPEN = 'yes', 'no, lower', 'undecided'
 # Figures: the beginning of their names, the title of their section, their caption.
 _FIGURES = (
   ('scores', 'Scores by task', 'Headline scores times 100 with the 95% interval over seeds.'),
@@ -59,13 +62,13 @@ def answer_scores(scores: Sequence[ScoreRow]) -> Iterator[Answer]:
   """Yields the effect of pre-training on each headline score, or one summary of many effects."""
   rows = [row for row in select_main(scores) if row.headline]
   if len(rows) <= MAX_SCORE_ANSWERS:
-    for row in rows:
-      yield _answer_score(row)
+    for row, differences in zip(rows, describe_rows(rows), strict=True):
+      yield _answer_score(row, differences)
     return
-  compared = [row.difference for row in rows if math.isfinite(row.difference.mean)]
-  higher = sum(difference.low > 0 for difference in compared)
-  lower = sum(difference.high < 0 for difference in compared)
-  means = sorted(difference.mean for difference in compared)
+  compared = [row for row in rows if math.isfinite(row.difference.mean)]
+  verdicts = [_decide(row) for row in compared]
+  higher, lower = verdicts.count(_HIGHER), verdicts.count(_LOWER)
+  means = sorted(row.difference.mean for row in compared)
   number = f'{len(rows)} scores, none with both arms'
   if compared:
     number = (
@@ -75,9 +78,50 @@ def answer_scores(scores: Sequence[ScoreRow]) -> Iterator[Answer]:
   yield Answer('Does pre-training raise the scores?', f'in {higher} of {len(compared)}', number)
 
 
-def _answer_score(row: ScoreRow) -> Answer:
+def describe_rows(rows: Sequence[ScoreRow]) -> list[str]:
+  """Returns the split, protocol and learning rate of each row, as far as rows differ in them.
+
+  Rows are of one task and metric; their checkpoints are not described.
+  """
+
+  def make_key(row: ScoreRow) -> tuple[str, str]:
+    return row.task_name, row.metric
+
+  settings = describe_differences(rows, make_key, ('split', 'train_examples', 'protocol'))
+  keys = [(*make_key(row), row.checkpoint, text) for row, text in zip(rows, settings, strict=True)]
+  descriptions = []
+  for row, key, text in zip(rows, keys, settings, strict=True):
+    # Without a selection, each learning rate has a row.
+    rate = row.pretrained.learning_rate or row.scratch.learning_rate
+    descriptions.append(
+      f'{text}, rate {rate:g}'.removeprefix(', ') if keys.count(key) > 1 and rate else text
+    )
+  return descriptions
+
+
+def _explain_indecision(row: ScoreRow) -> str:
+  """Returns the reason for which the interval decides nothing, or ''."""
+  for group, models in (
+    (row.pretrained, 'pre-trained models predict'),
+    (row.scratch, 'models from scratch predict'),
+  ):
+    seeds = group.n + group.undefined
+    if seeds and group.collapsed >= seeds:
+      return f'{group.collapsed} of {seeds} {models} one class.'
+  if row.difference.high - row.difference.low < _NO_VARIANCE:
+    return 'The seeds do not vary, so the interval has no width.'
+  return ''
+
+
+def _decide(row: ScoreRow) -> str:
+  if _explain_indecision(row) or not math.isfinite(row.difference.low):
+    return _OPEN
+  return _HIGHER if row.difference.low > 0 else _LOWER if row.difference.high < 0 else _OPEN
+
+
+def _answer_score(row: ScoreRow, differences: str) -> Answer:
   checkpoint = f' from {row.checkpoint}' if row.checkpoint else ''
-  checkpoint += f' with {row.protocol}' if row.protocol else ''
+  checkpoint += f' with {differences}' if differences else ''
   question = f'Does pre-training raise {row.metric} on {row.task_name}{checkpoint}?'
   split = '' if row.split == ALL else f'{row.split} '
   examples = f'{row.task} has {row.examples:,} {split}examples.'
@@ -86,7 +130,8 @@ def _answer_score(row: ScoreRow) -> Answer:
     if not row.pretrained.n:
       arm, absent = absent, arm
     group = row.pretrained if row.pretrained.n else row.scratch
-    number = f'{_mean_interval(group)} {arm} (n = {group.n})'
+    interval = format_interval(group.mean, group.low, group.high, '.1f', 100)
+    number = f'{interval} {arm} (n = {group.n})'
     return Answer(question, 'not measured', number, [f'No scores {absent}. {examples}'])
   difference = row.difference
   n = f'n = {row.pretrained.n}' + ('' if difference.paired else f' and {row.scratch.n}')
@@ -94,20 +139,21 @@ def _answer_score(row: ScoreRow) -> Answer:
     f'{format_points(row.pretrained.mean)} pre-trained against '
     f'{format_points(row.scratch.mean)} from scratch. {examples}'
   )
-  number = format_interval(difference.mean, difference.low, difference.high).replace(
-    ' [', ' points ['
-  )
+  number = format_points_interval(difference.mean, difference.low, difference.high)
+  verdict, reason = _decide(row), _explain_indecision(row)
+  notes = [reason] if reason else []
   if not math.isfinite(difference.low):
-    return Answer(question, 'undecided', f'{number} points ({n}, no interval)', [arms])
-  verdict = 'yes' if difference.low > 0 else 'no, lower' if difference.high < 0 else 'undecided'
+    return Answer(question, verdict, f'{number} ({n}, no interval)', [arms, *notes])
+  number = f'{number} ({n})'
   if not difference.paired:
-    return Answer(question, verdict, f'{number} ({n})', [f'The interval is Welch’s. {arms}'])
+    return Answer(question, verdict, number, [f'The interval is Welch’s. {arms}', *notes])
+  arms = f'The interval is paired by seed. {arms}'
+  if reason:
+    return Answer(question, verdict, number, [arms, *notes])
   by_seed = subtract_by_seed(row.pretrained.by_seed, row.scratch.by_seed)
   effect = smallest_detectable_effect(list(by_seed.values()))
   power = f'These seeds find an effect of {format_points(effect)} points with a power of 80%.'
-  return Answer(
-    question, verdict, f'{number} ({n})', [f'The interval is paired by seed. {arms}', power]
-  )
+  return Answer(question, verdict, number, [arms, power])
 
 
 def answer_runs(runs: Sequence[RunRow]) -> Iterator[Answer]:
@@ -139,7 +185,7 @@ def make_score_sections(
   pictures: Mapping[str, Sequence[str]],
 ) -> Iterator[Section]:
   """Yields the sections of scores, fine-tuning and runs that have content."""
-  rows, phenomena = select_main(scores), select_phenomena(scores)
+  rows, phenomena = select_main(scores), select_main(scores, phenomena=True)
   if rows:
     table = SCORE_FORMAT.fill(rows)
     notes = [*table.notes, *filter(None, [describe_protocol(scores)])]
@@ -184,21 +230,8 @@ def _format_range(values: Sequence[float], unit: str, plural: str = '') -> str:
   return ' to '.join(ends) + unit + ('' if ends == ['1'] else plural)
 
 
-def _mean_interval(group: Group) -> str:
-  interval = f' [{format_points(group.low)}, {format_points(group.high)}]' if group.n > 1 else ''
-  return format_points(group.mean) + interval
-
-
-def _join_by_three(names: Sequence[str]) -> Iterator[str]:
-  return (', '.join(names[first : first + 3]) for first in range(0, len(names), 3))
-
-
 def _format_difference(row: ScoreRow | Average) -> str:
   return format_interval(row.difference.mean, row.difference.low, row.difference.high)
-
-
-def _format_defined(share: float) -> str:
-  return format_points(share) if math.isfinite(share) else NONE
 
 
 def _format_baselines(row: ScoreRow) -> str:
@@ -220,7 +253,7 @@ def _format_phenomenon(row: ScoreRow) -> str:
 
 def _format_checkpoint(row: ScoreRow | Average) -> str:
   step = '' if row.step is None else f'; step {row.step:,}'
-  protocol = f'; {row.protocol}' if isinstance(row, ScoreRow) and row.protocol else ''
+  protocol = f'; {row.protocol}' if row.protocol else ''
   return (row.checkpoint or NONE) + step + protocol
 
 
@@ -264,7 +297,11 @@ SCORE_FORMAT = TableFormat(
     ('without a model', _format_baselines),
     (
       'examples',
-      lambda row: f'{row.examples:,} {row.split}' + ('; best epoch' if row.which == 'best' else ''),
+      lambda row: (
+        f'{row.examples:,} {row.split}'
+        + (f'; {row.train_examples:,} training' if row.train_examples else '')
+        + ('; best epoch' if row.which == 'best' else '')
+      ),
     ),
   ),
   'Scores times 100: mean ± sample standard deviation (n seeds) [95% interval of the mean].',
@@ -283,7 +320,12 @@ AVERAGE_FORMAT = TableFormat(
     ('pre-trained', lambda row: _format_group(row.pretrained)),
     ('from scratch', lambda row: _format_group(row.scratch)),
     ('difference [95% interval]', _format_difference),
-    ('tasks', lambda row: '; '.join(_join_by_three(row.tasks))),
+    (
+      'tasks',  # three a line of the cell
+      lambda row: '; '.join(
+        ', '.join(row.tasks[first : first + 3]) for first in range(0, len(row.tasks), 3)
+      ),
+    ),
   ),
   'Means of headline scores over tasks.',
   (
@@ -298,7 +340,10 @@ PHENOMENON_FORMAT = TableFormat(
     ('task', lambda row: row.task),
     ('checkpoint', _format_checkpoint),
     ('accuracy', _format_phenomenon),
-    ('by frequency', lambda row: _format_defined(row.frequency)),
+    (
+      'by frequency',
+      lambda row: format_points(row.frequency) if math.isfinite(row.frequency) else NONE,
+    ),
     ('pairs', lambda row: f'{row.examples:,}'),
   ),
   'Accuracy times 100 on sentence pairs [95% interval over pairs]; chance is 50.',

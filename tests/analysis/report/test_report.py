@@ -421,7 +421,7 @@ def test_scaling_study_has_files_and_sections(
   )
   text = written['report.html'].read_text()
   page, answers = Page(text), check_rules(text)
-  assert len(answers) == 8 and answers[-3][1] == 'in 8 of 12' and answers[-1][2] == '30 of 30'
+  assert len(answers) == 8 and answers[-3][1] == 'in 6 of 12' and answers[-1][2] == '30 of 30'
   assert page.headings == [
     'Loss by compute',
     'Perplexity by cost',

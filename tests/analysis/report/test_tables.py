@@ -47,7 +47,7 @@ def test_tables_have_the_last_step_and_the_best_epoch():
 def test_phenomena_have_their_own_table():
   rows = make_phenomena()
   assert [row.split for row in scores.select_main(rows)] == ['all']
-  assert tables.PHENOMENON_FORMAT.fill(scores.select_phenomena(rows)).rows == [
+  assert tables.PHENOMENON_FORMAT.fill(scores.select_main(rows, phenomena=True)).rows == [
     ['ellipsis', 'blimp', 'tiny; step 100', '60.0 [40.0, 80.0]', '60.0', '1,043'],
     ['islands', 'blimp', 'tiny; step 100', '70.0 [40.0, 80.0]', '60.0', '1,043'],
   ]
@@ -87,7 +87,7 @@ def test_answers_follow_the_interval(
 
 def test_many_scores_have_one_answer():
   rows = make_score_table(
-    make_score_line(0.5 + 0.01 * seed + gain * arm, seed, arm, task=f'task{number}')
+    make_score_line(0.5 + (gain + 0.01 * (seed - 1)) * arm, seed, arm, task=f'task{number}')
     for number, gain in enumerate([0.2] * 10 + [0.0] * 3 + [-0.2])
     for arm in (True, False)
     for seed in range(3)
@@ -95,6 +95,95 @@ def test_many_scores_have_one_answer():
   (answer,) = tables.answer_scores(rows)
   assert answer.verdict == 'in 10 of 14'
   assert '3 of 14' in answer.number and '-20.0 to +20.0' in answer.number
+
+
+@pytest.mark.parametrize(
+  'collapsed, note',
+  [
+    ((True, True), '3 of 3 pre-trained models predict one class.'),
+    ((False, True), '3 of 3 models from scratch predict one class.'),
+    ((True, False), '3 of 3 pre-trained models predict one class.'),
+    ((False, False), ''),
+  ],
+)
+def test_an_arm_of_constant_predictions_decides_nothing(collapsed: tuple[bool, bool], note: str):
+  noise = (0.0, 0.01, -0.01)
+  lines = [
+    make_score_line(
+      0.56 + noise[seed] if arm else 0.44,
+      seed,
+      arm,
+      task=f'task{task}',
+      constant_prediction=collapsed[0] if arm else collapsed[1],
+    )
+    for task in range(10)
+    for arm in (True, False)
+    for seed in range(3)
+  ]
+  (answer,) = tables.answer_scores(make_score_table(lines[:6]))
+  assert answer.verdict == ('undecided' if note else 'yes')
+  assert ('power' in answer.notes[-1]) == (not note)
+  assert not note or note in answer.notes
+  (answer,) = tables.answer_scores(make_score_table(lines))
+  assert answer.verdict == ('in 0 of 10' if note else 'in 10 of 10')
+
+
+@pytest.mark.parametrize('num_scratch', [2, 3])  # with Welch's interval, and paired by seed
+def test_seeds_without_variance_decide_nothing(num_scratch: int):
+  rows = make_score_table(
+    make_score_line(0.7 if arm else 0.6, seed, arm)
+    for arm, seeds in ((True, 3), (False, num_scratch))
+    for seed in range(seeds)
+  )
+  (answer,) = tables.answer_scores(rows)
+  assert answer.verdict == 'undecided' and not any('power' in note for note in answer.notes)
+
+
+def test_a_model_of_one_class_among_others_keeps_the_verdict():
+  rows = make_score_table(
+    make_score_line(0.7 * arm + 0.01 * seed * arm, seed, arm, constant_prediction=seed == 0)
+    for arm in (True, False)
+    for seed in range(3)
+  )
+  (answer,) = tables.answer_scores(rows)
+  assert answer.verdict == 'yes'
+
+
+def test_questions_have_the_settings_in_which_scores_differ():
+  lines = [
+    {**make_score_line(0.5, task=task, **fields), 'protocol': {'epochs': epochs}}
+    for task, epochs, fields in (
+      ('sst2', 3, {'learning_rate': 1e-4}),
+      ('sst2', 3, {'learning_rate': 5e-4}),
+      ('mnli', 3, {'split': 'validation_matched'}),
+      ('mnli', 3, {'split': 'validation_mismatched'}),
+      ('rte', 3, {'train_examples': 100}),
+      ('rte', 3, {'train_examples': 2490}),
+      ('cola', 3, {'held_out': 100}),
+      ('cola', 10, {'held_out': 0}),
+      ('mrpc', 3, {}),
+    )
+  ]
+  questions = [answer.question for answer in tables.answer_scores(make_score_table(lines))]
+  assert sorted(question.split(' on ')[1] for question in questions) == [
+    'cola from tiny with held_out=0, epochs=10?',
+    'cola from tiny with held_out=100, epochs=3?',
+    'mnli from tiny with validation_matched?',
+    'mnli from tiny with validation_mismatched?',
+    'mrpc from tiny?',
+    'rte from tiny with 100 training examples?',
+    'rte from tiny with 2,490 training examples?',
+    'sst2 from tiny with rate 0.0001?',
+    'sst2 from tiny with rate 0.0005?',
+  ]
+
+
+def test_rates_that_held_out_examples_chose_are_in_no_question():
+  rows = make_score_table(
+    make_score_line(0.5, checkpoint=name, learning_rate=rate, held_out=10, validation_score=0.5)
+    for name, rate in (('a', 1e-4), ('b', 5e-4))
+  )
+  assert tables.describe_rows(rows) == ['', '']
 
 
 def test_cells_have_rate_baselines_and_collapse():
