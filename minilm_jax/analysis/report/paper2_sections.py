@@ -22,7 +22,13 @@ from minilm_jax.analysis.report import figures, scaling_figures
 from minilm_jax.analysis.report.figures import COLORS, DASHES, Drawing, arrange_panels
 from minilm_jax.analysis.report.sections import Answer, Section, TableFormat, as_csv, list_section
 from minilm_jax.analysis.runs import LatencyRow
-from minilm_jax.analysis.scores import NONE, ScoreRow, format_interval, format_points
+from minilm_jax.analysis.scores import (
+  NONE,
+  ScoreRow,
+  format_interval,
+  format_points,
+  format_points_interval,
+)
 from minilm_jax.tasks import committee_scores
 from minilm_jax.tasks.committee_scores import LOGIT, MEMBERS, PROBABILITY
 
@@ -113,8 +119,8 @@ def answer_questions(study: Paper2Study) -> Iterator[Answer]:
 def _answer_claim(verdict: Verdict) -> Answer:
   number, notes = '', []
   if math.isfinite(verdict.value):
-    interval = format_interval(verdict.value, verdict.low, verdict.high)
-    number = f'{interval.replace(" [", " points [")} ({verdict.seeds} seeds of {verdict.seeds_of})'
+    interval = format_points_interval(verdict.value, verdict.low, verdict.high)
+    number = f'{interval} ({verdict.seeds} seeds of {verdict.seeds_of})'
     notes.append(f'Statistic: {verdict.statistic}.')
   if math.isfinite(verdict.latency):
     latency = format_interval(verdict.latency, verdict.latency_low, verdict.latency_high, '.2f')
@@ -135,13 +141,13 @@ def _answer_claim(verdict: Verdict) -> Answer:
 def _answer_slope(slope: Slope) -> Answer:
   unit = 'doubling of tokens' if slope.axis == SIZE else 'point of overlap'
   axis = 'pre-training set' if slope.axis == SIZE else 'token overlap'
-  interval = format_interval(slope.slope, slope.low, slope.high)
+  interval = format_points_interval(slope.slope, slope.low, slope.high)
   verdict = 'yes' if slope.low > 0 else 'no, it shrinks' if slope.high < 0 else 'undecided'
   note = f' Limits: {slope.note}.' if slope.note else ''
   return Answer(
     f'Does the gap grow with the {axis} ({slope.series}, {slope.comparison})?',
     verdict,
-    f'{interval.replace(" [", " points [")} for each {unit}',
+    f'{interval} for each {unit}',
     [f'The slope has {slope.levels} levels.{note}'],
   )
 
@@ -149,7 +155,8 @@ def _answer_slope(slope: Slope) -> Answer:
 def _answer_committee(rows: Sequence[CommitteeRow]) -> Answer:
   first = rows[0]
   full = {row.combined: row for row in rows if row.headline and row.size == first.members}
-  gain = max(full[LOGIT].mean, full[PROBABILITY].mean) - full[MEMBERS].mean
+  # The preregistered rule is the mean probability; a choice by these scores would favor committees.
+  gain = full[PROBABILITY].mean - full[MEMBERS].mean
   heads = f' with {", ".join(map(str, first.heads))} heads' if max(first.heads) > 1 else ''
   scores = ', '.join(
     f'{format_points(full[key].mean)} by {_COMBINATIONS[key]}' for key in (PROBABILITY, LOGIT)
@@ -157,7 +164,7 @@ def _answer_committee(rows: Sequence[CommitteeRow]) -> Answer:
   return Answer(
     f'Does committee {first.committee} beat a single member on {first.task} ({first.split})?',
     'yes' if gain > 0 else 'no',
-    f'{format_points(gain, "+")} points {full[LOGIT].metric}, one subset without interval',
+    f'{format_points(gain, "+")} points {full[PROBABILITY].metric}, one subset without interval',
     [
       f'{first.committee}: {first.members} members{heads}, {first.examples:,} examples. Scores: {scores}, '
       f'{format_points(full[MEMBERS].mean)} by one member on average.'

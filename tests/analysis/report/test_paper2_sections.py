@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from etils import epath
 
-from minilm_jax.analysis import committee_study, runs
+from minilm_jax.analysis import claims, committee_study, pretraining_gap, runs
 from minilm_jax.analysis.report import paper2_sections, report
 from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError
@@ -81,6 +81,28 @@ def test_table_has_a_row_for_each_size_and_combination(tmp_path: pathlib.Path):
     for name in ('one member', 'mean logit', 'mean probability')
   ]
   assert all(('[' in cells[3]) == (cells[0] != '4') for cells in table.rows)
+
+
+@pytest.mark.parametrize('gain', [0.1, -0.1])
+def test_the_gain_of_a_committee_is_that_of_the_mean_probability(
+  tmp_path: pathlib.Path, gain: float
+):
+  path = write_committee(tmp_path / 'five')
+  means = {
+    committee_scores.MEMBERS: 0.5,
+    committee_scores.PROBABILITY: 0.5 + gain,
+    committee_scores.LOGIT: 0.5 - gain,
+  }
+  rows = [
+    dataclasses.replace(row, mean=means[row.combined])
+    for row in committee_study.read_committee_rows({'five': epath.Path(path)})
+  ]
+  study = paper2_sections.Paper2Study(
+    rows, [], claims.ClaimResults([], [], []), pretraining_gap.GapStudy([], [], [])
+  )
+  (answer,) = paper2_sections.answer_questions(study)
+  assert answer.verdict == ('yes' if gain > 0 else 'no')
+  assert answer.number.startswith(f'{100 * gain:+.1f} points')
 
 
 def test_figure_has_a_curve_for_each_combination_and_closed_bands(tmp_path: pathlib.Path):
