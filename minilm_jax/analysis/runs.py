@@ -217,7 +217,7 @@ def resolve_source(
   return next(matches, source) + (f', {heads} heads' if heads > 1 else '')
 
 
-def _read_protocol(path: epath.Path) -> dict[str, Any]:
+def read_protocol(path: epath.Path) -> dict[str, Any]:
   """Returns the settings of a fine-tuning or evaluation that its scores do not have as fields."""
   fields = run_dir.flatten(old_names.complete_recipe(read_config(path)))
   groups = ('head', 'optimizer')
@@ -243,7 +243,7 @@ def read_scores(run_paths: Mapping[str, epath.Path]) -> Iterator[Line]:
   """
   for path in run_paths.values():
     sources: dict[str, str] = {}
-    protocol = _read_protocol(path)
+    protocol = read_protocol(path)
     for line in run_dir.read_lines(path / run_dir.SCORES):
       _check_fields(line, path / run_dir.SCORES, 'checkpoint')
       name = line['checkpoint']

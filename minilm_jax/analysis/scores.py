@@ -7,6 +7,7 @@ reported split chooses nothing.
 """
 
 import dataclasses
+import json
 import math
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -111,6 +112,7 @@ class ScoreRow:
     frequency: score of random labels with the frequencies of the training labels.
     protocol: settings in which the runs on this task, split and number of training examples differ,
       of all checkpoints; '' if they are equal. Rows with different protocols do not compare.
+    settings: all settings of `runs.read_protocol`, as JSON.
   """
 
   task: str
@@ -132,6 +134,7 @@ class ScoreRow:
   scratch: Group
   difference: Difference
   protocol: str = ''
+  settings: str = '{}'
 
   @property
   def task_name(self) -> str:
@@ -188,7 +191,14 @@ def name_protocols(lines: Sequence[ScoreLine]) -> list[str]:
     | (line['protocol'] if 'protocol' in line else {})
     for line in lines
   ]
-  different: dict[tuple[Any, ...], list[str]] = {}
+  return name_differences(scopes, settings)
+
+
+def name_differences(
+  scopes: Sequence[Hashable], settings: Sequence[Mapping[str, Any]]
+) -> list[str]:
+  """Returns the settings in which those of an equal scope differ, as in `epochs=3`."""
+  different: dict[Hashable, list[str]] = {}
   for scope, group in group_by(zip(scopes, settings, strict=True), lambda pair: pair[0]).items():
     names = dict.fromkeys(name for _, each in group for name in each)
     first = group[0][1]
@@ -283,6 +293,7 @@ def _make_rows(
         scratch=groups[1],
         difference=compute_difference(*groups),
         protocol=protocol,
+        settings=json.dumps(first['protocol'] if 'protocol' in first else {}, sort_keys=True),
       )
 
 

@@ -13,8 +13,8 @@ from etils import epath
 
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.report.figures import MeanBand, Panel
-from minilm_jax.analysis.scores import Group, ScoreRow
-from minilm_jax.core import files, run_dir
+from minilm_jax.analysis.scores import Group, ScoreRow, describe_differences, name_differences
+from minilm_jax.core import files, old_names, run_dir
 from minilm_jax.core.errors import FLAG, NUMBER, TEXT, InputError, sanitize
 from minilm_jax.tasks import metrics
 from minilm_jax.tasks.task import TASKS
@@ -33,23 +33,28 @@ _PREDICTION_FIELDS = (
 _LOG_FIELDS = ('epoch', 'split', 'seed', 'learning_rate', 'member', 'pretrained')
 _CONFIG_SCHEMA = {'task': {'name': TEXT, 'filtered': FLAG}, 'epochs': NUMBER}
 LogLine = dict[str, Any]
+# Settings of a recipe besides those of `runs.read_protocol` that separate panels and matrices.
+_SETTINGS = (
+  'task.split',
+  'task.max_train_examples',
+  'task.per_label',
+  'task.eval_per_label',
+  'validation_fraction',
+)
 # Epoch choice, learning rate and checkpoint step of the displayed scores, by arm.
 DisplayedScores = Mapping[bool, tuple[Any, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Confusion:
-  """The confusion matrices of one task.
+  """The confusion matrices of one task, split, checkpoint and protocol, which the title names.
 
   Attributes:
-    task, split, checkpoint: names.
     classes: names of the classes, or their numbers.
     arms: `[true, predicted]` counts summed over seeds, by arm; absent arms were not run.
   """
 
-  task: str
-  split: str
-  checkpoint: str
+  title: str
   classes: tuple[str, ...]
   arms: Mapping[str, np.ndarray]
 
@@ -66,34 +71,82 @@ def read_confusions(
     InputError: no run has logged predictions of classes, a line lacks a field, or predictions and
       labels differ in number.
   """
-  lines: dict[tuple[str, str, str], list[LogLine]] = {}
+  rows = list(rows)
+  lines: dict[tuple[str, ...], list[LogLine]] = {}
+  displayed: dict[tuple[str, ...], DisplayedScores] = {}
+  all_settings: dict[str, dict[str, Any]] = {}
   for path in run_paths.values():
+    settings = _read_settings(path)
+    protocol = json.dumps(settings, sort_keys=True)
+    all_settings[protocol] = settings
     for line in run_dir.read_lines(path / run_dir.PREDICTIONS):
       _check_predictions(path, line)
       labels = line['labels'] if 'labels' in line else [None]
       if all(isinstance(label, int) for label in labels):  # regressions have fractions
-        key = (line['task'], line['split'], runs.resolve_source(run_paths, path))
-        task, split, source = (sanitize(str(part)) for part in key)
-        lines.setdefault((task, split, source), []).append(line)
+        parts = line['task'], line['split'], runs.resolve_source(run_paths, path)
+        key = (*(sanitize(str(part)) for part in parts), protocol)
+        if key not in lines:
+          displayed[key] = _find_displayed(_match_rows(path, rows), *key[:3])
+        lines.setdefault(key, []).append(line)
   if not lines:
     raise InputError(
       'confusion matrices',
       f'no {run_dir.PREDICTIONS} with classes in these runs',
       'fine-tune again to write predictions, or leave out --confusion',
     )
-  # Rows are in the order of steps, so that the last step of a checkpoint remains.
-  displayed = {
-    (row.task, row.split, row.checkpoint): {
-      True: (row.which, row.pretrained.learning_rate, row.step),
-      False: (row.which, row.scratch.learning_rate, None),
-    }
-    for row in rows
-    if row.headline and row.shown
+  keys = sorted(lines)
+  differences = name_differences(
+    [(task, split, all_settings[protocol]['filtered']) for task, split, _, protocol in keys],
+    [all_settings[protocol] for *_, protocol in keys],
+  )
+  confusions = []
+  for key, difference in zip(keys, differences, strict=True):
+    task, split, checkpoint, protocol = key
+    name = _name_task(task, all_settings[protocol]['filtered'])
+    title = ', '.join(filter(None, (name, split, difference))) + f'\n{checkpoint}'
+    confusions.append(_count_confusions(title, task, lines[key], displayed[key]))
+  return confusions
+
+
+def _read_settings(path: epath.Path) -> dict[str, Any]:
+  """Returns the settings of a run whose scores are in one figure, and whether its task is filtered."""
+  fields = run_dir.flatten(old_names.complete_recipe(runs.read_config(path)))
+  return {
+    'filtered': bool(fields.get('task.filtered')),
+    **{name: fields[name] for name in _SETTINGS if name in fields},
+    **runs.read_protocol(path),
+  }
+
+
+def _match_rows(path: epath.Path, rows: Iterable[ScoreRow]) -> list[ScoreRow]:
+  """Returns the displayed rows of the scores of a run, of all checkpoints and steps."""
+  is_filtered = _read_settings(path)['filtered']
+  settings = json.dumps(runs.read_protocol(path), sort_keys=True)
+  # Runs under way have no scores, and their numbers of examples are unknown.
+  sizes = {
+    (line['train_examples'], line['held_out']) for line in run_dir.read_lines(path / run_dir.SCORES)
   }
   return [
-    _count_confusions(key, lines_of_task, displayed.get(key, {}))
-    for key, lines_of_task in sorted(lines.items())
+    row
+    for row in rows
+    if row.shown
+    and (row.filtered, row.settings) == (is_filtered, settings)
+    and (not sizes or (row.train_examples, row.held_out) in sizes)
   ]
+
+
+def _find_displayed(
+  rows: Iterable[ScoreRow], task: str, split: str, checkpoint: str
+) -> DisplayedScores:
+  # Rows are in the order of steps, so that the last step of a checkpoint remains.
+  displayed: DisplayedScores = {}
+  for row in rows:
+    if row.headline and (row.task, row.split, row.checkpoint) == (task, split, checkpoint):
+      displayed = {
+        True: (row.which, row.pretrained.learning_rate, row.step),
+        False: (row.which, row.scratch.learning_rate, None),
+      }
+  return displayed
 
 
 def _check_predictions(path: epath.Path, line: LogLine) -> None:
@@ -110,9 +163,8 @@ def _check_predictions(path: epath.Path, line: LogLine) -> None:
 
 
 def _count_confusions(
-  key: tuple[str, str, str], lines: Sequence[LogLine], displayed: DisplayedScores
+  title: str, task: str, lines: Sequence[LogLine], displayed: DisplayedScores
 ) -> Confusion:
-  task, split, checkpoint = key
   names = TASKS[task].labels if task in TASKS else ()
   highest = max(max(line[side]) for line in lines for side in ('labels', 'predictions'))
   size = max(1 + highest, len(names), 2)
@@ -133,7 +185,7 @@ def _count_confusions(
         for line in by_seed.values()
       )
   classes = tuple(names) if len(names) == size else tuple(map(str, range(size)))
-  return Confusion(task, split, checkpoint, classes, arms)
+  return Confusion(title, classes, arms)
 
 
 def read_learning_curves(
@@ -147,27 +199,35 @@ def read_learning_curves(
   Raises:
     InputError: a line of a log lacks a field.
   """
-  rates: dict[tuple[str, bool, str, bool], set[float | None]] = {}
-  for row in rows:
-    for arm, group in ((True, row.pretrained), (False, row.scratch)):
-      if row.shown and group.n + group.undefined:
-        key = (row.task, row.filtered, row.checkpoint, arm)
-        rates.setdefault(key, set()).add(group.learning_rate)
-  lines: dict[tuple[str, bool, str, str], list[LogLine]] = {}
+  rows = list(rows)
+  lines: dict[tuple[str, str, str], list[LogLine]] = {}
+  all_settings: dict[str, dict[str, Any]] = {}
   for name, path in run_paths.items():
     if runs.read_kind(path) != 'finetune':
       continue
     config = files.read_object(path / run_dir.CONFIG, f'the recipe of {path}', _CONFIG_SCHEMA)
-    task, protocol = config['task'], json.dumps([config['task'], config['epochs']])
+    task = _name_task(config['task']['name'], config['task']['filtered'])
+    settings = _read_settings(path)
+    protocol = json.dumps(settings, sort_keys=True)
+    all_settings[protocol] = settings
+    rates: dict[tuple[str, bool], set[float | None]] = {}
+    for row in _match_rows(path, rows):
+      for arm, group in ((True, row.pretrained), (False, row.scratch)):
+        if row.task_name == task and group.n + group.undefined:
+          rates.setdefault((row.checkpoint, arm), set()).add(group.learning_rate)
     for checkpoint, line in _read_log(run_paths, name):
-      key = (task['name'], task['filtered'], checkpoint)
-      arm_key = (*key, line['pretrained'])
+      arm_key = (checkpoint, line['pretrained'])
       if arm_key not in rates or line['learning_rate'] in rates[arm_key]:
-        lines.setdefault((*key, protocol), []).append(line)
-  has_several = len({checkpoint for _, _, checkpoint, _ in lines}) > 1
+        lines.setdefault((task, checkpoint, protocol), []).append(line)
+  has_several = len({checkpoint for _, checkpoint, _ in lines}) > 1
+  keys = sorted(lines)
+  differences = name_differences(
+    [task for task, *_ in keys], [all_settings[protocol] for *_, protocol in keys]
+  )
   scores, losses = [], []
-  for (task, filtered, checkpoint, _), log_lines in sorted(lines.items()):
-    title = _format_title(task, filtered, checkpoint if has_several else '')
+  for (task, checkpoint, protocol), difference in zip(keys, differences, strict=True):
+    log_lines = lines[task, checkpoint, protocol]
+    title = _format_title(task, difference, checkpoint if has_several else '')
     for panels, values, scale in (
       (scores, _select_headline(log_lines), 100),
       (losses, _select_losses(log_lines), 1),
@@ -183,15 +243,20 @@ def make_trajectories(rows: Iterable[ScoreRow]) -> list[Panel]:
     (row for row in rows if row.headline and row.shown and row.step is not None),
     lambda row: (
       *(row.task, row.filtered, row.checkpoint),
-      *(row.split, row.train_examples, row.held_out),
+      *(row.split, row.train_examples, row.held_out, row.protocol),
     ),
   )
   cells = {
     key: cell_rows for key, cell_rows in cells.items() if len({row.step for row in cell_rows}) > 1
   }
   has_several = len({checkpoint for _, _, checkpoint, *_ in cells}) > 1
+  differences = describe_differences(
+    [cell_rows[0] for cell_rows in cells.values()],
+    lambda row: row.task_name,
+    ('split', 'train_examples', 'protocol'),
+  )
   panels = []
-  for (task, filtered, checkpoint, *_), cell_rows in cells.items():
+  for cell_rows, difference in zip(cells.values(), differences, strict=True):
     # A step has several rows if no held-out part selected a learning rate.
     has_rates = len(cell_rows) > len({row.step for row in cell_rows})
     points: dict[str, list[tuple[float, Group]]] = {}
@@ -211,13 +276,18 @@ def make_trajectories(rows: Iterable[ScoreRow]) -> list[Panel]:
       )
       for name, steps in points.items()
     )
-    title = _format_title(task, filtered, checkpoint if has_several else '')
+    first = cell_rows[0]
+    title = _format_title(first.task_name, difference, first.checkpoint if has_several else '')
     panels.append(Panel(title, bands, 100 * cell_rows[0].majority))
   return panels
 
 
-def _format_title(task: str, filtered: bool, checkpoint: str) -> str:
-  return task + (' (filtered)' if filtered else '') + (f'\n{checkpoint}' if checkpoint else '')
+def _name_task(task: str, filtered: bool) -> str:
+  return task + (' (filtered)' if filtered else '')
+
+
+def _format_title(task: str, difference: str, checkpoint: str) -> str:
+  return ', '.join(filter(None, (task, difference))) + (f'\n{checkpoint}' if checkpoint else '')
 
 
 def _format_arm(arm: bool, rate: float | None, has_rates: bool) -> str:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from etils import epath
 
+from minilm_jax.analysis import runs
 from minilm_jax.analysis.report import finetune_figures
 from minilm_jax.analysis.scores import make_score_table
 from minilm_jax.core import run_dir
 from minilm_jax.core.errors import InputError
-from tests.fake_runs import make_score_line, write_finetune_config
+from tests.fake_runs import change_config, make_score_line, write_finetune_config
 
 
 def make_prediction(predictions: list, seed: int = 0, **fields: Any) -> dict[str, Any]:
@@ -44,7 +45,8 @@ def test_confusions_sum_over_seeds_within_arms(tmp_path: pathlib.Path):
     make_prediction([0, 0, 0], pretrained=False, checkpoint_step=None),
   )
   (matrices,) = finetune_figures.read_confusions(run_paths, [])
-  assert matrices.classes == ('unacceptable', 'acceptable') and matrices.checkpoint == 'tiny'
+  assert matrices.classes == ('unacceptable', 'acceptable')
+  assert matrices.title == 'cola, validation\ntiny'
   np.testing.assert_array_equal(matrices.arms['pre-trained'], [[1, 1], [1, 3]])
   np.testing.assert_array_equal(matrices.arms['from scratch'], [[1, 0], [2, 0]])
 
@@ -70,9 +72,42 @@ def test_runs_with_several_heads_have_matrices_of_their_own(tmp_path: pathlib.Pa
     run_dir.write_lines(folder / run_dir.PREDICTIONS, [make_prediction(prediction)])
     run_paths[name] = epath.Path(folder)
   one, five = finetune_figures.read_confusions(run_paths, [])
-  assert (one.checkpoint, five.checkpoint) == ('tiny', 'tiny, 5 heads')
+  assert [matrices.title for matrices in (one, five)] == [
+    'cola, validation\ntiny',
+    'cola, validation\ntiny, 5 heads',
+  ]
   np.testing.assert_array_equal(one.arms['pre-trained'], [[1, 0], [1, 1]])
   np.testing.assert_array_equal(five.arms['pre-trained'], [[1, 0], [0, 2]])
+
+
+def test_filtered_runs_and_protocols_have_matrices_of_their_own(tmp_path: pathlib.Path):
+  run_paths = {}
+  lines = []
+  for name, is_filtered, epochs, rate in (
+    ('a', False, 3.0, 1e-4),
+    ('b', True, 3.0, 1e-4),
+    ('c', False, 10.0, 2e-4),
+  ):
+    folder = tmp_path / name
+    write_finetune_config(folder, 'tiny', 'cola', epochs=epochs, filtered=is_filtered)
+    number = 2 if is_filtered else 3
+    run_dir.write_lines(
+      folder / run_dir.PREDICTIONS,
+      [
+        make_prediction([0] * number, labels=[0, 1, 1][:number], learning_rate=each)
+        for each in (1e-4, 2e-4)
+      ],
+    )
+    line = make_score_line(0.5, filtered=is_filtered, learning_rate=rate)
+    run_dir.write_lines(folder / run_dir.SCORES, [line])
+    run_paths[name] = epath.Path(folder)
+    lines.append({**line, 'protocol': runs.read_protocol(run_paths[name])})
+  confusions = finetune_figures.read_confusions(run_paths, make_score_table(lines))
+  assert {matrices.title: int(matrices.arms['pre-trained'].sum()) for matrices in confusions} == {
+    'cola, validation, epochs=3.0\ntiny': 3,
+    'cola, validation, epochs=10.0\ntiny': 3,
+    'cola (filtered), validation\ntiny': 2,
+  }
 
 
 def test_classes_without_names_have_numbers(tmp_path: pathlib.Path):
@@ -89,7 +124,7 @@ def test_predictions_without_labels_are_skipped(tmp_path: pathlib.Path):
   (matrices,) = finetune_figures.read_confusions(
     write_predictions(tmp_path / 'a', make_prediction([0, 1, 1]), unlabelled), []
   )
-  assert matrices.split == 'validation' and matrices.arms['pre-trained'].sum() == 3
+  assert 'validation' in matrices.title and matrices.arms['pre-trained'].sum() == 3
 
 
 @pytest.mark.parametrize(
@@ -165,9 +200,12 @@ def test_curves_have_the_displayed_rate(tmp_path: pathlib.Path):
     tmp_path / 'a', make_log(rate=1e-4) + make_log(rate=2e-4, shift=0.1, member=1)
   )
   rows = make_score_table(
-    make_score_line(
-      0.5, learning_rate=rate, validation_score=rate, checkpoint='runs/tiny', held_out=9
-    )
+    {
+      **make_score_line(
+        0.5, learning_rate=rate, validation_score=rate, checkpoint='runs/tiny', held_out=9
+      ),
+      'protocol': runs.read_protocol(run_paths['a']),
+    }
     for rate in (1e-4, 2e-4)
   )
   (panel,), _ = finetune_figures.read_learning_curves(run_paths, rows)
@@ -218,6 +256,25 @@ def test_protocols_have_separate_panels_and_undefined_scores_a_gap(tmp_path: pat
   assert sum(math.isnan(panel.bands[0].mean[0]) for panel in panels) == 1
 
 
+def test_runs_of_other_settings_have_panels_and_rates_of_their_own(tmp_path: pathlib.Path):
+  run_paths = {}
+  lines = []
+  for name, batch_size, rate in (('a', 16, 1e-4), ('b', 64, 2e-4)):
+    folder = tmp_path / name
+    run_paths |= write_log(
+      folder, make_log(rate=1e-4) + make_log(rate=2e-4, shift=0.1 if name == 'b' else 0, member=1)
+    )
+    change_config(folder, batch_size=batch_size)
+    line = make_score_line(0.5, learning_rate=rate, checkpoint='runs/tiny')
+    run_dir.write_lines(folder / run_dir.SCORES, [line])
+    lines.append({**line, 'protocol': runs.read_protocol(run_paths[name])})
+  panels, _ = finetune_figures.read_learning_curves(run_paths, make_score_table(lines))
+  assert {panel.title: [band.mean[0] for band in panel.bands] for panel in panels} == {
+    'cola, batch_size=16': pytest.approx([56]),
+    'cola, batch_size=64': pytest.approx([66]),
+  }
+
+
 def test_log_lines_without_fields_are_refused(tmp_path: pathlib.Path):
   with pytest.raises(InputError, match='epoch, .*pretrained'):
     finetune_figures.read_learning_curves(
@@ -228,6 +285,20 @@ def test_log_lines_without_fields_are_refused(tmp_path: pathlib.Path):
 def test_pretraining_has_no_learning_curve(tmp_path: pathlib.Path):
   run_dir.open_run(tmp_path / 'a', {'kind': 'pretrain'})
   assert finetune_figures.read_learning_curves({'a': epath.Path(tmp_path / 'a')}, []) == ([], [])
+
+
+def test_trajectories_of_other_protocols_have_panels_of_their_own():
+  lines = [
+    {**make_score_line(value + step / 1000, checkpoint_step=step), 'protocol': {'epochs': epochs}}
+    for epochs, value in ((1, 0.5), (10, 0.7))
+    for step in (10, 20)
+  ]
+  panels = finetune_figures.make_trajectories(make_score_table(lines))
+  assert {panel.title: panel.bands[0].mean for panel in panels} == {
+    'cola, epochs=1': pytest.approx((51, 52)),
+    'cola, epochs=10': pytest.approx((71, 72)),
+  }
+  assert [[band.x for band in panel.bands] for panel in panels] == [[(10.0, 20.0)]] * 2
 
 
 def test_trajectories_need_two_steps():
