@@ -9,6 +9,7 @@ Only finished runs with equal numbers of rows are compared.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from minilm_jax.analysis.laws import power_laws
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve, ModelShape
 from minilm_jax.analysis.runs import group_by
-from minilm_jax.tasks.metrics import percentile_interval
+from minilm_jax.analysis.scores import Difference, Group, compute_difference, make_group
 
 FACTORS = tuple(field.name for field in dataclasses.fields(ModelShape))
 UNIT = 1e15  # FLOPs
@@ -35,7 +36,8 @@ class Arm:
   Attributes:
     tied: the head shares the embedding table; None if not logged.
     learning_rate: peak learning rate; None if not logged.
-    perplexity: test perplexity of each run or, if not logged, of the last validation.
+    perplexity: test perplexity by seed or, if not logged, that of the last validation. Runs of one
+      seed count once, and runs without a logged seed count as different seeds.
     bits: bits per word of each run; empty if a run has none.
     recipe: fields that do not differ between the ends of a step, as JSON.
   """
@@ -44,16 +46,11 @@ class Arm:
   tied: bool | None
   learning_rate: float | None
   runs: tuple[str, ...]
-  perplexity: tuple[float, ...]
+  perplexity: Group
   bits: tuple[float, ...]
   flops: float
   rows: float
   recipe: str = ''
-
-  @property
-  def mean(self) -> float:
-    """Mean perplexity over seeds."""
-    return float(np.mean(self.perplexity))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +66,8 @@ class Step:
       different vocabularies are not comparable.
     bits_gain: decrease of bits per word; nan if not measured.
     flops: additional FLOPs of a run.
-    low, high: ends of the interval over seeds; nan with fewer than two seeds on a side.
+    low, high: ends of the 95% interval over seeds, paired if both sides have the same seeds and
+      else Welch's; nan with fewer than two seeds on a side.
     flops_per_point: FLOPs per point of perplexity; nan without a decrease.
     dominated: the step costs FLOPs without any gain.
   """
@@ -94,7 +92,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-  """One model by cost and perplexity, with the interval of the mean over seeds.
+  """One model by cost and perplexity, with Student's 95% interval of the mean over seeds.
 
   A model is `dominated` if another model with the same vocabulary is no worse in cost and
   perplexity, and better in one of them.
@@ -121,8 +119,8 @@ def group_seeds(curves: Sequence[LossCurve]) -> list[Arm]:
     ),
   )
   arms = []
+  unknown_seeds = itertools.count(-1, -1)  # no two arms share one, so they are not paired
   for group in groups.values():
-    losses = [curve.loss[-1] if curve.test_loss is None else curve.test_loss for curve in group]
     bits = tuple(curve.bits_per_word for curve in group if curve.bits_per_word is not None)
     arms.append(
       Arm(
@@ -130,7 +128,7 @@ def group_seeds(curves: Sequence[LossCurve]) -> list[Arm]:
         tied=group[0].tied,
         learning_rate=group[0].learning_rate,
         runs=tuple(curve.name for curve in group),
-        perplexity=tuple(map(power_laws.clip_exp, losses)),
+        perplexity=_group_perplexity(group, unknown_seeds),
         bits=bits if len(bits) == len(group) else (),
         flops=float(np.mean([curve.flops(HONEY)[-1] for curve in group])),
         rows=float(group[0].rows[-1]),
@@ -140,13 +138,30 @@ def group_seeds(curves: Sequence[LossCurve]) -> list[Arm]:
   return sorted(arms, key=lambda arm: (arm.flops, arm.runs))
 
 
+def _group_perplexity(curves: Sequence[LossCurve], unknown_seeds: Iterator[int]) -> Group:
+  """Returns the mean perplexity of each seed."""
+  by_seed = group_by(
+    curves, lambda curve: next(unknown_seeds) if curve.seed is None else curve.seed
+  )
+  return make_group(
+    {
+      seed: float(np.mean([_compute_perplexity(curve) for curve in group]))
+      for seed, group in sorted(by_seed.items())
+    }
+  )
+
+
+def _compute_perplexity(curve: LossCurve) -> float:
+  return power_laws.clip_exp(curve.loss[-1] if curve.test_loss is None else curve.test_loss)
+
+
 def _format_recipe(curve: LossCurve) -> str:
   """Returns the fields of a recipe that both ends of a step share; steps name other differences."""
   fields = {name: value for name, value in curve.recipe.items() if name not in _STEP_FIELDS}
   return json.dumps(fields, sort_keys=True)
 
 
-def find_steps(curves: Sequence[LossCurve], draws: int = 1000) -> list[Step]:
+def find_steps(curves: Sequence[LossCurve]) -> list[Step]:
   """Returns every step along one factor between neighbouring values.
 
   Of several arms with one shape, such as different learning rates, the arm with the lowest mean
@@ -164,7 +179,7 @@ def find_steps(curves: Sequence[LossCurve], draws: int = 1000) -> list[Step]:
         for pair in _find_neighbours(arms, factor, ('heads',))
         if not any(_differ_in_heads_only(pair, other) for other in sides)
       ]
-    steps += [_make_step(factor, *pair, draws) for pair in sides]
+    steps += [_make_step(factor, *pair) for pair in sides]
   return steps
 
 
@@ -196,7 +211,7 @@ def _find_neighbours(
       best = {}
       chains.append((key, arm.rows, best))
     value = getattr(arm.shape, factor)
-    if value not in best or arm.mean < best[value].mean:
+    if value not in best or arm.perplexity.mean < best[value].perplexity.mean:
       best[value] = arm
   for _, _, best in chains:
     values = sorted(best)
@@ -204,15 +219,15 @@ def _find_neighbours(
       yield best[low], best[high]
 
 
-def _make_step(factor: str, small: Arm, large: Arm, draws: int) -> Step:
+def _make_step(factor: str, small: Arm, large: Arm) -> Step:
   is_comparable = factor != 'vocabulary'
-  gain = small.mean - large.mean if is_comparable else math.nan
+  difference = (
+    compute_difference(small.perplexity, large.perplexity) if is_comparable else Difference()
+  )
+  gain = difference.mean
   bits = math.nan
   if small.bits and large.bits:
     bits = float(np.mean(small.bits) - np.mean(large.bits))
-  low = high = math.nan
-  if is_comparable and min(len(small.runs), len(large.runs)) > 1:
-    low, high = _resample_interval((small.perplexity, large.perplexity), draws)
   is_better = gain > 0 if is_comparable else bits > 0
   is_unknown = not is_comparable and math.isnan(bits)
   flops = large.flops - small.flops
@@ -229,8 +244,8 @@ def _make_step(factor: str, small: Arm, large: Arm, draws: int) -> Step:
     bits_gain=bits,
     flops=flops,
     per_1e15=gain / units,
-    low=low / units,
-    high=high / units,
+    low=difference.low / units,
+    high=difference.high / units,
     bits_per_1e15=bits / units,
     flops_per_point=flops / gain if gain > 0 else math.nan,
     dominated=flops >= 0 and not is_better and not is_unknown,
@@ -261,17 +276,20 @@ def _describe_changes(factor: str, small: Arm, large: Arm) -> Iterator[str]:
     yield f'learning rate {small.learning_rate} to {large.learning_rate}'
 
 
-def list_options(curves: Sequence[LossCurve], draws: int = 1000) -> list[Option]:
+def list_options(curves: Sequence[LossCurve]) -> list[Option]:
   """Returns the perplexity of every model by the FLOPs of its run."""
   arms = group_seeds(curves)
   options = []
   for arm in arms:
-    name, low, high = arm.runs[0], math.nan, math.nan
+    name, perplexity = arm.runs[0], arm.perplexity
     if len(arm.runs) > 1:
       name += f' and {len(arm.runs) - 1} more'
-      low, high = _resample_interval((arm.perplexity,), draws)
     is_dominated = any(_dominates(other, arm) for other in arms)
-    options.append(Option(name, arm.runs, arm.flops, arm.mean, low, high, is_dominated))
+    options.append(
+      Option(
+        name, arm.runs, arm.flops, perplexity.mean, perplexity.low, perplexity.high, is_dominated
+      )
+    )
   return options
 
 
@@ -279,17 +297,6 @@ def _dominates(other: Arm, arm: Arm) -> bool:
   return (
     other.shape.vocabulary == arm.shape.vocabulary
     and other.flops <= arm.flops
-    and other.mean <= arm.mean
-    and (other.flops, other.mean) != (arm.flops, arm.mean)
+    and other.perplexity.mean <= arm.perplexity.mean
+    and (other.flops, other.perplexity.mean) != (arm.flops, arm.perplexity.mean)
   )
-
-
-def _resample_interval(sides: Sequence[Sequence[float]], draws: int) -> tuple[float, float]:
-  """Returns the percentile interval of a mean, or of the difference of two means.
-
-  With two or three seeds, the interval is too narrow.
-  """
-  rng = np.random.default_rng(0)
-  means = [rng.choice(np.asarray(side), (draws, len(side))).mean(1) for side in sides]
-  values = means[0] - means[1] if len(means) == 2 else means[0]
-  return percentile_interval(values)

@@ -123,9 +123,6 @@ def test_seeds_are_averaged_and_give_an_interval():
   (step,) = cost_effectiveness.find_steps(grid)
   gain = (math.exp(3) + math.exp(3.2)) / 2 - (math.exp(2) + math.exp(2.1) + math.exp(2.2)) / 3
   assert step.perplexity_gain == pytest.approx(gain) and step.to_runs == ('64-0', '64-1', '64-2')
-  assert step.low < step.per_1e15 < step.high
-  bounds = (math.exp(3.2) - math.exp(2), math.exp(3) - math.exp(2.2))  # of all resamples
-  assert bounds[1] <= step.low * step.flops / 1e15 <= step.high * step.flops / 1e15 <= bounds[0]
   assert repr(step) == repr(cost_effectiveness.find_steps(grid)[0])
   (single,) = cost_effectiveness.find_steps(grid[1:])
   assert math.isnan(single.low) and math.isfinite(single.per_1e15)
@@ -133,6 +130,44 @@ def test_seeds_are_averaged_and_give_an_interval():
     True,
     True,
   ]
+
+
+@pytest.mark.parametrize(
+  'small, large, gain, margin',
+  [
+    # Student, 1 degree of freedom: 12.706 x 0.707 / sqrt(2), of the differences 3 and 4.
+    ({0: 10, 1: 12}, {1: 8, 0: 7}, 3.5, 6.353),
+    # Welch, 2 degrees of freedom at equal variances of 2: 4.303 x sqrt(2 / 2 + 2 / 2).
+    ({0: 10, 1: 12}, {2: 7, 3: 9}, 3.0, 6.085),
+    ({0: 10, 1: 12}, {None: 7.5}, 3.5, math.nan),
+  ],
+)
+def test_intervals_of_few_seeds_are_those_of_student_and_welch(
+  small: dict[int, float], large: dict[int | None, float], gain: float, margin: float
+):
+  curves = [
+    fake_runs.make_scaling_curve(f'{h}-{seed}', math.log(perplexity), hidden=h, seed=seed)
+    for h, side in ((32, small), (64, large))
+    for seed, perplexity in side.items()
+  ]
+  (step,) = cost_effectiveness.find_steps(curves)
+  units = step.flops / 1e15
+  ends = [step.per_1e15 * units, step.low * units, step.high * units]
+  assert ends == pytest.approx([gain, gain - margin, gain + margin], rel=1e-3, nan_ok=True)
+  option = cost_effectiveness.list_options(curves)[0]
+  assert (option.low, option.high) == pytest.approx((11 - 12.706, 11 + 12.706), rel=1e-3)
+
+
+def test_runs_of_one_seed_count_once_and_runs_without_seeds_are_not_paired():
+  seeds = (0, 0, 1, None, None)
+  curves = [
+    fake_runs.make_scaling_curve(f'{h}-{index}', 3.0 + index / 10, hidden=h, seed=seed)
+    for h in (32, 64)
+    for index, seed in enumerate(seeds)
+  ]
+  small, large = (arm.perplexity for arm in cost_effectiveness.group_seeds(curves))
+  assert small.n == 4 and small.by_seed[0] == pytest.approx((math.exp(3.0) + math.exp(3.1)) / 2)
+  assert small.values == large.values and small.seeds != large.seeds
 
 
 def test_the_best_learning_rate_of_a_shape_counts_and_is_listed():

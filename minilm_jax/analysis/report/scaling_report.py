@@ -118,7 +118,7 @@ def study_models(
 
   Args:
     scores, averages: rows of every step, also of other checkpoints.
-    draws: resamples for each interval.
+    draws: resamples for each interval of a law or correlation.
     unfinished: include runs before the end of their schedule in the laws.
 
   Raises:
@@ -149,8 +149,8 @@ def study_models(
   num_vocabularies = len({vocabularies[name] for name in scored})
   correlations, reasons = correlation.correlate(models, num_vocabularies, draws)
   left_out += reasons
-  steps = cost_effectiveness.find_steps(curves, draws)
-  options = cost_effectiveness.list_options(curves, draws)
+  steps = cost_effectiveness.find_steps(curves)
+  options = cost_effectiveness.list_options(curves)
   if not options:
     left_out.append('cost-effectiveness and depth: no run reached the end of its schedule')
   elif not steps:
