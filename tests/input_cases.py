@@ -237,7 +237,7 @@ def read_run(path: pathlib.Path) -> Any:
     finetune_figures.make_trajectories(table),
     curves,
     loss_curves.read_runs(paths),
-    pretraining_gap.find_gaps(paths, table, 10),
+    pretraining_gap.find_gaps(paths, table),
     matrices,
     runs.read_failures([path.parent.parent]),
   )

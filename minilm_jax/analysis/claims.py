@@ -24,7 +24,7 @@ from minilm_jax.analysis import (
 )
 from minilm_jax.analysis.committee_study import CommitteeComparison, Match, Measurements
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
-from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap
+from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, BySeed, Gap
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import ScoreRow, make_score_table, select_main
 from minilm_jax.analysis.training_sets import TrainingSet
@@ -52,8 +52,6 @@ STATISTICS = {
   4: 'score of the committee minus the deep model',
 }
 _KINDS_WITH_RESULT = ('pretrain', 'finetune', 'committee', 'latency')
-FINETUNING, PRETRAINING = 'fine-tuning', 'pre-training'
-BySeed = Mapping[int, float]  # seed: number
 BySeries = Mapping[str, Mapping[str, ScoreRow]]  # series: run: row
 
 
@@ -66,7 +64,7 @@ class Verdict:
     value: mean over seeds, as a share of a score; nan without runs.
     low, high: ends of the 95% interval; nan with fewer than two seeds.
     seeds: number of seeds of the interval.
-    seeds_of: FINETUNING or PRETRAINING.
+    seeds_of: `pretraining_gap.FINETUNING` or `pretraining_gap.PRETRAINING`.
     collapsed: number of scores from constant predictions.
     latency: ratio of latencies, committee over deep model; nan except for claim 4.
     latency_low: lower end of the interval of the ratio.
@@ -126,7 +124,7 @@ def find_verdicts(
     training_set.name: training_set for training_set in training_sets.read_training_sets(included)
   }
   by_series, _ = pretraining_gap.select_single_rows(rows, sets)
-  gaps = pretraining_gap.find_gaps(included, rows, 1).points
+  gaps = pretraining_gap.find_gaps(included, rows).points
   committees = committee_study.read_seed_committees(included, sets)
   latencies = runs.read_latencies(included)
   if not (gaps or committees or latencies or any(row.task in TOPICS for row in rows)):
@@ -226,7 +224,7 @@ def _decide_gain(
       if pairs:
         by_pair = [scores.subtract_by_seed(*(group.by_seed for group in pair)) for pair in pairs]
         title = f'{series} ({", ".join(largest)})'
-        differences[title] = _average_common_seeds(by_pair)
+        differences[title] = pretraining_gap.average_common_seeds(by_pair)
         by_pretraining[title] = {
           sets[name].seed: float(np.mean([pair[seed] for seed in differences[title]]))
           for name, pair in zip(largest, by_pair, strict=True)
@@ -330,13 +328,12 @@ def _decide(
       the interval lies below the second bound.
     by_pretraining: the same numbers by seed of pre-training. They count if their interval is wider.
   """
-  values, seeds_of = _average_values(numbers), FINETUNING
-  low, high = metrics.confidence_interval(values)
-  pretraining_values = _average_values(by_pretraining or {})
-  pretraining_low, pretraining_high = metrics.confidence_interval(pretraining_values)
-  if pretraining_high - pretraining_low > high - low:
-    values, seeds_of = pretraining_values, PRETRAINING
-    low, high = pretraining_low, pretraining_high
+  numbers_of_kinds = (
+    [by_seed for by_seed in mapping.values() if by_seed]
+    for mapping in (numbers, by_pretraining or {})
+  )
+  means = pretraining_gap.average_seeds(*numbers_of_kinds)
+  values, low, high = means.values, means.low, means.high
   above, below = bounds
   if collapsed:
     limits = [*limits, f'{collapsed} scores are of constant predictions']
@@ -345,7 +342,7 @@ def _decide(
   missing = ''
   if verdict == OPEN:
     missing = (
-      f'a narrower interval, from more than {len(values)} seeds of {seeds_of} or larger runs'
+      f'a narrower interval, from more than {len(values)} seeds of {means.seeds_of} or larger runs'
     )
     if is_below:
       missing = 'runs without the limits of the budget'
@@ -363,21 +360,10 @@ def _decide(
     low=low,
     high=high,
     seeds=len(values),
-    seeds_of=seeds_of,
+    seeds_of=means.seeds_of,
     collapsed=collapsed,
     of='; '.join(name for name, by_seed in numbers.items() if by_seed),
     missing=missing,
     detectable=metrics.smallest_detectable_effect(values),
     limits='; '.join(limits),
   )
-
-
-def _average_values(numbers: Mapping[str, BySeed]) -> list[float]:
-  """Returns the mean over descriptions with seeds, one for each seed that all of them have."""
-  return list(_average_common_seeds([by_seed for by_seed in numbers.values() if by_seed]).values())
-
-
-def _average_common_seeds(numbers: Sequence[BySeed]) -> dict[int, float]:
-  """Returns the mean for each seed that all mappings have."""
-  common = set.intersection(*map(set, numbers)) if numbers else set()
-  return {seed: float(np.mean([by_seed[seed] for by_seed in numbers])) for seed in sorted(common)}

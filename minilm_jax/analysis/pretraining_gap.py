@@ -9,10 +9,10 @@ tokenizer. In addition:
 - By overlap, runs share the size, within 1%, and the number of rows seen. Such runs train on
   subsets of `minilm overlap-subsets` for the task.
 
-A least-squares slope over the runs is for a doubling of the tokens or for 0.01 of overlap. Its
-interval resamples the seeds of fine-tuning, the runs of each size, and the tasks of a
-mean over tasks. With one run a size, the interval lacks the variance of pre-training. With few
-seeds, the interval is too narrow.
+A least-squares slope over the runs is for a doubling of the tokens or for 0.01 of overlap. It is
+one number a seed of fine-tuning, averaged over the tasks of a mean, and likewise one number a seed of
+pre-training. Of the two intervals of Student the wider counts. Without two seeds of pre-training in
+all levels, the interval lacks the variance of pre-training.
 
 A fresh encoder depends on its seed alone. So a run also uses the scores from scratch of other runs
 with the same model, tokenizer and protocol. Of them, those of the run's own seeds count, or all if a
@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.scores import (
@@ -36,14 +36,16 @@ from minilm_jax.analysis.scores import (
   subtract_by_seed,
 )
 from minilm_jax.analysis.training_sets import TrainingSet, read_training_sets
-from minilm_jax.tasks.metrics import percentile_interval
+from minilm_jax.tasks.metrics import confidence_interval
 
 SIZE, OVERLAP = 'size', 'overlap'  # axes
+FINETUNING, PRETRAINING = 'fine-tuning', 'pre-training'  # kinds of seeds
 MIN_LEVELS = 2  # in a slope
 _POINTS = 100  # slopes by overlap are for 0.01
 # Minimal distance of two levels, in doublings of tokens and in points of overlap.
 _MIN_LEVEL_DISTANCE = {SIZE: 0.02, OVERLAP: 0.2}
 _SAME_SIZE_FACTOR = 1.01  # sizes within this factor count as equal
+BySeed = Mapping[int, float]  # seed: number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +89,9 @@ class Slope:
     axis: SIZE or OVERLAP.
     series: that of the gaps, or a mean over tasks.
     levels: number of distinct sizes or overlaps.
-    seeds: number of seeds of fine-tuning that all runs have.
-    low, high: ends of the 95% interval over resamples; nan with one seed and one task.
+    seeds: number of seeds of the interval; 0 without two common seeds of fine-tuning.
+    seeds_of: FINETUNING or PRETRAINING.
+    low, high: ends of the 95% interval over seeds; nan with fewer than two.
     note: limitations of the estimate, or ''.
   """
 
@@ -99,6 +102,7 @@ class Slope:
   levels: int
   tasks: int
   seeds: int
+  seeds_of: str
   slope: float
   low: float
   high: float
@@ -114,9 +118,17 @@ class GapStudy:
   left_out: Sequence[str]
 
 
-def find_gaps(
-  run_paths: Mapping[str, epath.Path], rows: Iterable[ScoreRow], draws: int = 1000
-) -> GapStudy:
+@dataclasses.dataclass(frozen=True)
+class SeedMeans:
+  """Means over tasks, one for each seed of fine-tuning or pre-training, with Student's interval."""
+
+  values: Sequence[float]
+  low: float
+  high: float
+  seeds_of: str
+
+
+def find_gaps(run_paths: Mapping[str, epath.Path], rows: Iterable[ScoreRow]) -> GapStudy:
   """Returns the gaps and slopes of every comparison with two sizes or two overlaps.
 
   Raises:
@@ -139,7 +151,7 @@ def find_gaps(
           f'the gap of {series} by {axis}: {num_candidates} runs, but no two with one model and '
           f'training, different {axis}s, and scores both pre-trained and from scratch'
         )
-  return GapStudy(points, fit_slopes(points, draws), left_out)
+  return GapStudy(points, fit_slopes(points), left_out)
 
 
 def select_single_rows(
@@ -283,34 +295,31 @@ class _Line:
   Attributes:
     x: sizes or overlaps.
     y: gaps by seed; the mean alone if the runs have fewer than two common seeds.
-    levels: index of the size or overlap of each point.
+    num_levels: number of distinct sizes or overlaps.
     seeds: seeds of the rows of y; empty with fewer than two common seeds.
   """
 
   x: Float[np.ndarray, 'R']
   y: Float[np.ndarray, 'S R']
-  levels: Int[np.ndarray, 'R']
+  num_levels: int
   seeds: Sequence[int]
 
-  @property
-  def num_levels(self) -> int:
-    return int(self.levels.max()) + 1
 
-
-def fit_slopes(points: Iterable[Gap], draws: int, seed: int = 0) -> list[Slope]:
+def fit_slopes(points: Iterable[Gap]) -> list[Slope]:
   """Returns the slope of each series and the mean slope of comparisons with several series."""
   slopes = []
   compared = runs.group_by(points, lambda point: (point.axis, point.comparison))
   for (axis, comparison), same_comparison in compared.items():
     by_series = runs.group_by(same_comparison, lambda point: point.series)
-    lines = {series: _make_line(gaps) for series, gaps in by_series.items()}
-    lines = {series: line for series, line in lines.items() if line.num_levels >= MIN_LEVELS}
-    tasks = {series: [line] for series, line in lines.items()}
-    if len(lines) > 1:
-      tasks[f'mean of {len(lines)} tasks'] = list(lines.values())
+    tasks = {
+      series: [gaps]
+      for series, gaps in by_series.items()
+      if _make_line(gaps).num_levels >= MIN_LEVELS
+    }
+    if len(tasks) > 1:
+      tasks[f'mean of {len(tasks)} tasks'] = [gaps for (gaps,) in tasks.values()]
     slopes += [
-      _fit_slope((axis, series, comparison), task_lines, draws, seed)
-      for series, task_lines in tasks.items()
+      _fit_slope((axis, series, comparison), task_gaps) for series, task_gaps in tasks.items()
     ]
   return slopes
 
@@ -335,20 +344,41 @@ def fit_pretraining_slopes(points: Sequence[Gap]) -> dict[int, float]:
   }
 
 
+def average_seeds(finetuning: Sequence[BySeed], pretraining: Sequence[BySeed]) -> SeedMeans:
+  """Returns the means over tasks, by the kind of seeds with the wider interval.
+
+  Args:
+    finetuning: numbers of each task by seed of fine-tuning.
+    pretraining: the same numbers by seed of pre-training, if known.
+  """
+  means = []
+  for numbers, seeds_of in ((finetuning, FINETUNING), (pretraining, PRETRAINING)):
+    values = list(average_common_seeds(numbers).values())
+    means.append(SeedMeans(values, *confidence_interval(values), seeds_of))
+  by_finetuning, by_pretraining = means
+  is_wider = by_pretraining.high - by_pretraining.low > by_finetuning.high - by_finetuning.low
+  return by_pretraining if is_wider else by_finetuning
+
+
+def average_common_seeds(numbers: Sequence[BySeed]) -> dict[int, float]:
+  """Returns the mean for each seed that all mappings have."""
+  common = set.intersection(*map(set, numbers)) if numbers else set()
+  return {seed: float(np.mean([by_seed[seed] for by_seed in numbers])) for seed in sorted(common)}
+
+
 def _make_line(points: Sequence[Gap]) -> _Line:
   axis = points[0].axis
   x = np.array(
     [math.log2(point.tokens) if axis == SIZE else _POINTS * point.overlap for point in points]
   )
-  order = np.argsort(x, kind='stable')
-  levels = np.empty(len(x), int)
-  levels[order] = np.cumsum(np.diff(x[order], prepend=x[order[0]]) > _MIN_LEVEL_DISTANCE[axis])
+  num_levels = 1 + int(np.sum(np.diff(np.sort(x)) > _MIN_LEVEL_DISTANCE[axis]))
   seeds = sorted(set.intersection(*(set(point.seeds) for point in points)))
   if len(seeds) > 1:
     by_seed = [dict(zip(point.seeds, point.values, strict=True)) for point in points]
-    return _Line(x, np.array([[gaps[seed] for gaps in by_seed] for seed in seeds]), levels, seeds)
+    y = np.array([[gaps[seed] for gaps in by_seed] for seed in seeds])
+    return _Line(x, y, num_levels, seeds)
   means = [point.pretrained - point.scratch for point in points]
-  return _Line(x, np.array([means]), levels, ())
+  return _Line(x, np.array([means]), num_levels, ())
 
 
 def _fit_line(x: Float[np.ndarray, 'R'], y: Float[np.ndarray, 'R']) -> float:
@@ -357,40 +387,32 @@ def _fit_line(x: Float[np.ndarray, 'R'], y: Float[np.ndarray, 'R']) -> float:
   return float(dx @ y / (dx @ dx))
 
 
-def _draw_slope(line: _Line, random: np.random.Generator) -> float:
-  """Returns the slope over resampled seeds and, within each level, resampled runs."""
-  seeds = random.integers(len(line.y), size=len(line.y))
-  members = [np.flatnonzero(line.levels == level) for level in range(line.num_levels)]
-  drawn = np.concatenate([random.choice(indices, len(indices)) for indices in members])
-  return _fit_line(line.x[drawn], line.y[seeds].mean(0)[drawn])
-
-
-def _fit_slope(names: tuple[str, str, str], lines: Sequence[_Line], draws: int, seed: int) -> Slope:
+def _fit_slope(names: tuple[str, str, str], tasks: Sequence[Sequence[Gap]]) -> Slope:
   """Returns the mean slope over tasks; `names` are axis, series and comparison."""
-  low = high = math.nan
-  if len(lines) > 1 or lines[0].seeds:
-    random, slopes = np.random.default_rng(seed), []
-    for _ in range(draws):
-      tasks = random.integers(len(lines), size=len(lines)) if len(lines) > 1 else (0,)
-      slopes.append(np.mean([_draw_slope(lines[task], random) for task in tasks]))
-    low, high = percentile_interval(slopes)
+  lines = [_make_line(gaps) for gaps in tasks]
+  by_pretraining = [fit_pretraining_slopes(gaps) for gaps in tasks]
+  means = average_seeds([fit_seed_slopes(gaps) for gaps in tasks], by_pretraining)
+  # Without common seeds, the slope is that of the mean gaps.
+  slopes = means.values or [_fit_line(line.x, line.y.mean(0)) for line in lines]
+  levels = min(line.num_levels for line in lines)
+  notes = []
+  if levels == MIN_LEVELS:
+    notes.append('two levels alone, so the form of the growth is unknown')
+  if not means.values:
+    notes.append('fewer than two common seeds of fine-tuning, so there is no interval')
+  elif len(average_common_seeds(by_pretraining)) < 2:
+    notes.append(
+      'fewer than two seeds of pre-training in all levels, so the interval lacks their variance'
+    )
   return Slope(
     *names,
     points=max(len(line.x) for line in lines),
-    levels=min(line.num_levels for line in lines),
+    levels=levels,
     tasks=len(lines),
-    seeds=min(len(line.seeds) for line in lines),
-    slope=float(np.mean([_fit_line(line.x, line.y.mean(0)) for line in lines])),
-    low=low,
-    high=high,
-    note='; '.join(_list_notes(lines)),
+    seeds=len(means.values),
+    seeds_of=means.seeds_of,
+    slope=float(np.mean(slopes)),
+    low=means.low,
+    high=means.high,
+    note='; '.join(notes),
   )
-
-
-def _list_notes(lines: Sequence[_Line]) -> Iterator[str]:
-  if any(line.num_levels == MIN_LEVELS for line in lines):
-    yield 'two levels alone, so the form of the growth is unknown'
-  if not all(line.seeds for line in lines):
-    yield 'fewer than two common seeds, so seeds are not resampled'
-  if all(len(line.x) == line.num_levels for line in lines):
-    yield 'one pre-training run a level, so the interval lacks the variance of pre-training'

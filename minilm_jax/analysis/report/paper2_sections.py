@@ -66,14 +66,13 @@ def study_paper2(
   failed: Mapping[str, str],
   curves: Sequence[LossCurve],
   score_rows: Sequence[ScoreRow],
-  draws: int,
 ) -> Paper2Study:
   """Returns the numbers on paper 2 in these runs."""
   return Paper2Study(
     committee_study.read_committee_rows(run_paths),
     runs.read_latencies(run_paths),
     claims.find_verdicts(run_paths, failed, curves),
-    pretraining_gap.find_gaps(run_paths, score_rows, draws),
+    pretraining_gap.find_gaps(run_paths, score_rows),
   )
 
 
@@ -366,14 +365,14 @@ SLOPE_FORMAT = TableFormat(
     ('comparison', lambda slope: slope.comparison),
     ('runs', lambda slope: str(slope.points)),
     ('levels', lambda slope: str(slope.levels)),
-    ('seeds', lambda slope: str(slope.seeds) if slope.seeds else NONE),
+    ('seeds', lambda slope: f'{slope.seeds} of {slope.seeds_of}' if slope.seeds else NONE),
     ('slope [95% interval]', lambda slope: format_interval(slope.slope, slope.low, slope.high)),
     ('note', lambda slope: slope.note or NONE),
   ),
   'Slope of the gap: points for each doubling of tokens, or for each point of overlap.',
   (
-    'Slopes are least squares through the runs. Intervals resample seeds of fine-tuning, runs of one '
-    'level and, for several tasks, tasks.',
+    'Slopes are least squares through the runs. Intervals are Student’s over seeds of fine-tuning or '
+    'of pre-training; the wider interval counts.',
   ),
 )
 GAP_FORMAT = TableFormat(

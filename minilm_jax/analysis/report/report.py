@@ -152,9 +152,7 @@ def _report_runs(
   latest_averages = scores.select_latest(averages)
   failed = runs.read_failures(folders)
   curves = loss_curves.read_runs(run_paths)
-  paper2 = paper2_sections.study_paper2(
-    run_paths, failed, curves.curves, select_main(score_rows), draws
-  )
+  paper2 = paper2_sections.study_paper2(run_paths, failed, curves.curves, select_main(score_rows))
   other_sets = training_sets.find_other_sets(training_sets.read_training_sets(run_paths))
   comparable = [
     curve for curve in curves.curves if curve.name.partition(' member ')[0] not in other_sets
