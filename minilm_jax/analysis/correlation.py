@@ -6,19 +6,25 @@ loss of the arm from scratch.
 """
 
 import dataclasses
+import itertools
+import json
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
+from minilm_jax.analysis.cost_effectiveness import name_arm, saw_same_rows
 from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, LossCurve
 from minilm_jax.analysis.runs import group_by, select_single
 from minilm_jax.analysis.scores import Average, ScoreRow, describe_differences
 from minilm_jax.tasks.metrics import CONFIDENCE, POWER, percentile_interval
 
 MIN_MODELS = 4  # in a correlation; also the checkpoints of one run
+# In a verdict. The exact test of 4 models never decides, and resamples decide too often below 6.
+MIN_VERDICT_MODELS = 6
 LOSS, BITS = 'log-perplexity', 'bits per word'
 _MAX_RELATIVE_DIFFERENCE = 0.1  # between matched sizes or costs
 _MIN_UNEXPLAINED = 1e-9  # rounding of a correlation of 1
@@ -26,7 +32,11 @@ _MIN_UNEXPLAINED = 1e-9  # rounding of a correlation of 1
 
 @dataclasses.dataclass(frozen=True)
 class ScoredModel:
-  """The loss of a model and its mean score over seeds in one series; nan if missing."""
+  """The loss of a model and its mean score over seeds in one series; nan if missing.
+
+  Attributes:
+    arm: equal for models that differ in their seeds of pre-training alone.
+  """
 
   name: str
   loss: float
@@ -37,6 +47,7 @@ class ScoredModel:
   scratch: float
   low: float
   high: float
+  arm: tuple[Any, ...]
 
   @property
   def gain(self) -> float:
@@ -62,7 +73,8 @@ class Correlation:
   Attributes:
     series: name of the task or the average, with its protocol.
     from_scratch: each model also counts untrained, with its score from scratch.
-    models: number of models, which are resampled.
+    models: number of models, which are resampled. Runs that differ in their seeds alone are one
+      model with their mean loss and score.
     partial: Spearman's coefficient at a constant number of parameters.
     degenerate: share of resamples with a constant variable, which the intervals leave out.
   """
@@ -106,7 +118,10 @@ class TrainingCorrelation:
 class Depth:
   """The difference between a deeper and a shallower model of similar size or cost.
 
+  Numbers are means over the runs that differ in their seeds alone.
+
   Attributes:
+    shallow, deep: name of the first run of each model, with the number of further runs.
     matched: matched quantity, parameters or FLOPs.
     ratio: ratio of the matched quantity, deeper over shallower.
     loss: difference of the validation losses in nats, deeper minus shallower.
@@ -212,7 +227,9 @@ def _score_model(curve: LossCurve, row: ScoreRow | Average) -> ScoredModel:
     if row.step is None or step <= row.step
   ]
   if not losses:  # a checkpoint before the first evaluation has no known loss
-    losses = [math.nan if row.step else untrained]
+    losses, rows = [math.nan if row.step else untrained], 0
+  else:
+    rows = curve.rows[len(losses) - 1]
   is_last = row.step is None or row.step >= curve.updates[-1]  # bits are measured at the end
   return ScoredModel(
     name=curve.name,
@@ -224,6 +241,7 @@ def _score_model(curve: LossCurve, row: ScoreRow | Average) -> ScoredModel:
     scratch=row.scratch.mean,
     low=row.difference.low,
     high=row.difference.high,
+    arm=(curve.arm, rows),
   )
 
 
@@ -249,20 +267,31 @@ def correlate(
       ]
       if measure == BITS and not measured:
         continue
-      if len(measured) < MIN_MODELS:
-        left_out.append(
-          f'{series} against {measure}: {len(measured)} models, fewer than {MIN_MODELS}'
-        )
+      arms = _average_arms(measured)
+      if len(arms) < MIN_MODELS:
+        left_out.append(f'{series} against {measure}: {len(arms)} models, fewer than {MIN_MODELS}')
       elif measure == LOSS and vocabularies > 1:
         left_out.append(
           f'{series} against {measure}: losses of {vocabularies} vocabularies are not comparable'
         )
       else:
-        correlations.append(_correlate_series(series, measure, measured, False, draws, seed))
-        paired = [model for model in measured if math.isfinite(model.scratch)]
+        correlations.append(_correlate_series(series, measure, arms, False, draws, seed))
+        paired = _average_arms(model for model in measured if math.isfinite(model.scratch))
         if measure == LOSS and len(paired) >= MIN_MODELS:
           correlations.append(_correlate_series(series, measure, paired, True, draws, seed))
   return correlations, left_out
+
+
+def _average_arms(models: Iterable[ScoredModel]) -> list[ScoredModel]:
+  """Returns one model for each arm, because seeds of one recipe are no independent models."""
+  fields = ('loss', 'bits', 'score', 'scratch')
+  return [
+    dataclasses.replace(
+      arm[0],
+      **{field: float(np.mean([getattr(model, field) for model in arm])) for field in fields},
+    )
+    for arm in group_by(models, lambda model: model.arm).values()
+  ]
 
 
 def smallest_detectable_coefficient(models: int) -> float:
@@ -365,7 +394,8 @@ def compare_depths(
 ) -> list[Depth]:
   """Returns the differences between models whose parameters or FLOPs of a run are within 10%.
 
-  Both runs are finished and have one vocabulary. FLOPs are the actual FLOPs if both runs have them,
+  Runs are finished. The two models differ in their shape alone, apart from the vocabulary, and
+  models of equal parameters saw as many rows. FLOPs are the actual FLOPs if both models have them,
   else those of the count of paper 1. The loss is that of the last evaluation.
   """
   scores = {
@@ -374,47 +404,67 @@ def compare_depths(
   }
   depths = []
   for shallow, deep in _pair_depths(curves):
-    common_scores = {
-      series: by_name[deep.name] - by_name[shallow.name]
+    differences = {
+      series: _average_scores(deep, by_name) - _average_scores(shallow, by_name)
       for series, by_name in scores.items()
-      if shallow.name in by_name and deep.name in by_name
+      if all(any(curve.name in by_name for curve in arm) for arm in (shallow, deep))
     } or {'': math.nan}
-    for matched, ratio in _compute_ratios(shallow, deep).items():
+    for matched, ratio in _compute_ratios(shallow[0], deep[0]).items():
       if min(ratio, 1 / ratio) < 1 - _MAX_RELATIVE_DIFFERENCE:
         continue
       depths += [
         Depth(
-          shallow=shallow.name,
-          deep=deep.name,
-          shallow_layers=shallow.shape.layers,
-          deep_layers=deep.shape.layers,
+          shallow=name_arm([curve.name for curve in shallow]),
+          deep=name_arm([curve.name for curve in deep]),
+          shallow_layers=shallow[0].shape.layers,
+          deep_layers=deep[0].shape.layers,
           matched=matched,
           ratio=ratio,
-          loss=deep.loss[-1] - shallow.loss[-1],
+          loss=_average_losses(deep) - _average_losses(shallow),
           series=series,
           score=score,
         )
-        for series, score in common_scores.items()
+        for series, score in differences.items()
       ]
   return depths
 
 
-def _pair_depths(curves: Sequence[LossCurve]) -> Iterator[tuple[LossCurve, LossCurve]]:
+def _average_losses(arm: Sequence[LossCurve]) -> float:
+  return float(np.mean([curve.loss[-1] for curve in arm]))
+
+
+def _average_scores(arm: Sequence[LossCurve], by_name: Mapping[str, float]) -> float:
+  """Returns the mean finite score of the runs; nan without one."""
+  values = [by_name[curve.name] for curve in arm if curve.name in by_name]
+  finite = [value for value in values if math.isfinite(value)]
+  return float(np.mean(finite)) if finite else math.nan
+
+
+def _pair_depths(
+  curves: Sequence[LossCurve],
+) -> Iterator[tuple[list[LossCurve], list[LossCurve]]]:
+  """Yields the runs of a shallower and of a deeper model with the same recipe."""
   finished = sorted(
     (curve for curve in curves if curve.finished),
     key=lambda curve: (curve.shape.layers, curve.name),
   )
-  for index, shallow in enumerate(finished):
-    for deep in finished[index + 1 :]:
-      is_deeper = deep.shape.layers != shallow.shape.layers
-      if is_deeper and deep.shape.vocabulary == shallow.shape.vocabulary:
+  arms = group_by(finished, lambda curve: (curve.arm, curve.rows[-1])).values()
+  for same_recipe in group_by(arms, lambda arm: _describe_recipe(arm[0])).values():
+    for shallow, deep in itertools.combinations(same_recipe, 2):
+      if deep[0].shape.layers != shallow[0].shape.layers:
         yield shallow, deep
+
+
+def _describe_recipe(curve: LossCurve) -> tuple[Any, ...]:
+  """Returns the recipe without the shape and the number of updates, which set the warm-up too."""
+  recipe = json.dumps(dict(curve.recipe), sort_keys=True)
+  return curve.shape.vocabulary, curve.tied, curve.learning_rate, curve.length, recipe
 
 
 def _compute_ratios(shallow: LossCurve, deep: LossCurve) -> dict[str, float]:
   have_actual = ACTUAL in shallow.flops_per_row and ACTUAL in deep.flops_per_row
   count = ACTUAL if have_actual else HONEY
-  return {
-    'parameters': deep.parameters / shallow.parameters,
-    'FLOPs': float(deep.flops(count)[-1] / shallow.flops(count)[-1]),
-  }
+  ratios = {'FLOPs': float(deep.flops(count)[-1] / shallow.flops(count)[-1])}
+  if saw_same_rows(shallow.rows[-1], deep.rows[-1]):
+    ratios = {'parameters': deep.parameters / shallow.parameters} | ratios
+  return ratios

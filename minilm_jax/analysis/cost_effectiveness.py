@@ -109,15 +109,8 @@ class Option:
 
 def group_seeds(curves: Sequence[LossCurve]) -> list[Arm]:
   """Returns the finished runs by cost; runs that differ in their seeds alone form one arm."""
-  fields = ('shape', 'num_heads', 'tied', 'learning_rate', 'warmup', 'length')
-  groups = group_by(
-    (curve for curve in curves if curve.finished),
-    lambda curve: (
-      *(getattr(curve, field) for field in fields),
-      curve.rows[-1],
-      _format_recipe(curve),
-    ),
-  )
+  finished = (curve for curve in curves if curve.finished)
+  groups = group_by(finished, lambda curve: (curve.arm, curve.rows[-1]))
   arms = []
   unknown_seeds = itertools.count(-1, -1)  # no two arms share one, so they are not paired
   for group in groups.values():
@@ -188,10 +181,11 @@ def _differ_in_heads_only(sides: tuple[Arm, Arm], others: tuple[Arm, Arm]) -> bo
   shapes, other_shapes = (
     [dataclasses.replace(arm.shape, heads=0) for arm in pair] for pair in (sides, others)
   )
-  return shapes == other_shapes and _saw_same_rows(sides[0].rows, others[0].rows)
+  return shapes == other_shapes and saw_same_rows(sides[0].rows, others[0].rows)
 
 
-def _saw_same_rows(rows: float, other_rows: float) -> bool:
+def saw_same_rows(rows: float, other_rows: float) -> bool:
+  """Returns whether two numbers of rows are within 1%."""
   return abs(rows - other_rows) <= _MAX_ROW_DIFFERENCE * other_rows
 
 
@@ -204,7 +198,7 @@ def _find_neighbours(
   for arm in arms:
     key = (*(getattr(arm.shape, name) for name in fixed), arm.recipe)
     best = next(
-      (best for other, rows, best in chains if other == key and _saw_same_rows(arm.rows, rows)),
+      (best for other, rows, best in chains if other == key and saw_same_rows(arm.rows, rows)),
       None,
     )
     if best is None:
@@ -281,16 +275,29 @@ def list_options(curves: Sequence[LossCurve]) -> list[Option]:
   arms = group_seeds(curves)
   options = []
   for arm in arms:
-    name, perplexity = arm.runs[0], arm.perplexity
-    if len(arm.runs) > 1:
-      name += f' and {len(arm.runs) - 1} more'
+    perplexity = arm.perplexity
     is_dominated = any(_dominates(other, arm) for other in arms)
     options.append(
       Option(
-        name, arm.runs, arm.flops, perplexity.mean, perplexity.low, perplexity.high, is_dominated
+        name_arm(arm.runs),
+        arm.runs,
+        arm.flops,
+        perplexity.mean,
+        perplexity.low,
+        perplexity.high,
+        is_dominated,
       )
     )
   return options
+
+
+def name_arm(runs: Sequence[str]) -> str:
+  """Returns the name of the first run, with the number of further runs.
+
+  >>> name_arm(['a', 'b', 'c'])
+  'a and 2 more'
+  """
+  return runs[0] if len(runs) == 1 else f'{runs[0]} and {len(runs) - 1} more'
 
 
 def _dominates(other: Arm, arm: Arm) -> bool:

@@ -1,6 +1,7 @@
 """Loss curves of pre-training, which run directories and logged tables contain."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -98,6 +99,13 @@ class LossCurve:
   def parameters(self) -> int:
     """Number of parameters, with embeddings."""
     return self.embedding_parameters + self.other_parameters
+
+  @property
+  def arm(self) -> tuple[Any, ...]:
+    """Fields that are equal if curves of as many rows differ in their seeds alone."""
+    recipe = json.dumps(dict(self.recipe), sort_keys=True)
+    fields = (self.shape, self.num_heads, self.tied, self.learning_rate, self.warmup, self.length)
+    return *fields, recipe
 
   @property
   def tokens(self) -> Float[np.ndarray, 'N']:

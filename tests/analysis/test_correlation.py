@@ -1,5 +1,6 @@
 """Coefficients equal those of SciPy; intervals resample models; depths match in size or cost."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 from scipy import stats
 
 from minilm_jax.analysis import correlation, scores
+from minilm_jax.analysis.report import scaling_report
 from tests import fake_runs
 
 TASKS = ('cola', 'sst2', 'rte')
@@ -119,6 +121,46 @@ def test_intervals_contain_the_value_and_follow_the_seed():
     correlate_all(curves, rows)[0][0].pearson == result.pearson
     and correlate_all(curves, rows, seed=1)[0][0].pearson != result.pearson
   )
+
+
+def test_seeds_of_one_recipe_are_one_model():
+  """Four recipes of three seeds have the values of four models with the mean losses and scores."""
+  rng = np.random.default_rng(5)
+  losses, values = (rng.normal([[3], [4], [5], [6]], 0.1, (4, 3)) for _ in range(2))
+  values = values[[2, 0, 3, 1]] / 10
+  seeds = [
+    fake_runs.make_scaling_curve(f'r{n}-{seed}', losses[n, seed], hidden=32 + n, seed=seed)
+    for n in range(4)
+    for seed in range(3)
+  ]
+  means = make_curves(losses.mean(1).tolist())
+  by_name = {f'r{n}-{seed}': values[n, seed] for n in range(4) for seed in range(3)}
+  by_name |= {f'r{n}': values[n].mean() for n in range(4)}
+  of_seeds, of_means = (
+    correlate_all(curves, make_scores(curves, lambda curve: by_name[curve.name]))[0]
+    for curves in (seeds, means)
+  )
+  assert [entry.models for entry in of_seeds] == [4] * len(of_means)
+  for entry, expected in zip(of_seeds, of_means, strict=True):
+    for field in ('pearson', 'spearman', 'partial'):
+      pair = [dataclasses.astuple(getattr(side, field)) for side in (entry, expected)]
+      assert pair[0] == pytest.approx(pair[1], nan_ok=True)
+  _, left_out = correlate_all(seeds[:9], make_scores(seeds[:9]))
+  assert any('3 models' in text for text in left_out)
+
+
+@pytest.mark.parametrize('models, verdict', [(4, 'undecided'), (5, 'undecided'), (6, 'yes')])
+def test_a_perfect_order_of_few_models_gives_no_verdict(models: int, verdict: str):
+  """By chance four models have the order of their losses, or its reverse, in 2 of 24 cases."""
+  curves = make_curves(np.linspace(2, 3, models).tolist())
+  rows = make_scores(curves)
+  results = scaling_report.study_models(curves, rows, scores.average_tasks(rows), [], {}, 50)
+  (answer,) = (
+    answer
+    for answer in scaling_report.answer_questions(results)
+    if 'lower validation loss' in answer.question
+  )
+  assert answer.verdict == verdict and '-1.00' in answer.number
 
 
 def test_constant_scores_have_no_correlation():
@@ -280,8 +322,44 @@ def test_depths_are_compared_at_equal_size_or_cost():
   assert pairs[0].ratio == pytest.approx(deep.parameters / shallow.parameters)
   models = {
     'cola': [
-      correlation.ScoredModel(name, 2, math.nan, 7, 1, score, math.nan, math.nan, math.nan)
+      correlation.ScoredModel(name, 2, math.nan, 7, 1, score, math.nan, math.nan, math.nan, ())
       for name, score in (('shallow', 0.3), ('deep', 0.2))
     ]
   }
   assert correlation.compare_depths([deep, shallow], models)[0].score == pytest.approx(-0.1)
+
+
+def test_depths_are_compared_between_means_of_one_recipe():
+  sides = {
+    ('shallow', 4, 300): (2.0, 2.4),
+    ('deep', 8, 128): (2.1, 2.2, 2.3),
+  }
+  curves = [
+    fake_runs.make_scaling_curve(
+      f'{name}-{seed}', loss, layers=layers, feed_forward=size, seed=seed, recipe={'norm': 'post'}
+    )
+    for (name, layers, size), losses in sides.items()
+    for seed, loss in enumerate(losses)
+  ]
+  others = [
+    fake_runs.make_scaling_curve(
+      name, 1.0, **{'layers': 8, 'feed_forward': 128, 'recipe': {'norm': 'post'}} | changes
+    )
+    for name, changes in {
+      'pre': {'recipe': {'norm': 'pre'}},
+      'tied': {'tied': True},
+      'rate': {'learning_rate': 1e-2},
+      'vocabulary': {'vocabulary': 2000},
+    }.items()
+  ]
+  pairs = correlation.compare_depths([*curves, *others], {})
+  assert [(pair.shallow, pair.deep) for pair in pairs] == [
+    ('shallow-0 and 1 more', 'deep-0 and 2 more')
+  ] * 2
+  assert [pair.matched for pair in pairs] == ['parameters', 'FLOPs']
+  assert pairs[0].loss == pytest.approx(0.0)
+  # A longer training of a model with as many parameters is no pair of equal size.
+  longer = dataclasses.replace(
+    curves[-1], name='longer', rows=tuple(4 * n for n in curves[-1].rows)
+  )
+  assert correlation.compare_depths([*curves[:2], longer], {}) == []

@@ -15,6 +15,7 @@ import numpy as np
 from minilm_jax.analysis import correlation, cost_effectiveness, scaling_study
 from minilm_jax.analysis.correlation import (
   LOSS,
+  MIN_VERDICT_MODELS,
   Correlation,
   Depth,
   ScoredModel,
@@ -65,7 +66,11 @@ _FIGURES = {
     'Models by FLOPs of the whole run; numbers are those of the table of models.',
     ('A hollow model is dominated: another costs no more and is no worse.',),
   ),
-  'against': ('Scores by perplexity', 'Headline scores times 100; ρ is Spearman’s.', ()),
+  'against': (
+    'Scores by perplexity',
+    'Headline scores times 100; ρ is Spearman’s over means of seeds.',
+    (),
+  ),
   'gain': (
     'Gain of pre-training by size',
     'Scores pre-trained minus from scratch, with the 95% interval over seeds.',
@@ -275,14 +280,18 @@ def _answer_correlations(correlations: Sequence[Correlation]) -> Iterator[Answer
   for entry in (averages or of_loss)[:1]:
     rho = entry.spearman
     verdict = 'yes' if rho.high < 0 else 'no, lower scores' if rho.low > 0 else 'undecided'
+    notes = [
+      f'So many models find a coefficient of {smallest_detectable_coefficient(entry.models):.2f} '
+      'with a power of 80%.'
+    ]
+    if entry.models < MIN_VERDICT_MODELS:
+      verdict = 'undecided'
+      notes.append(f'A verdict needs {MIN_VERDICT_MODELS} models or more.')
     yield Answer(
       f'Does a lower validation loss come with a higher score ({entry.series})?',
       verdict,
       f'Spearman’s ρ {format_estimate(rho)} over {entry.models} models',
-      [
-        f'So many models find a coefficient of {smallest_detectable_coefficient(entry.models):.2f} '
-        'with a power of 80%.'
-      ],
+      notes,
     )
 
 

@@ -232,7 +232,8 @@ CORRELATION_FORMAT = TableFormat(
   ),
   'Correlation over models with 95% intervals; a negative one pairs a lower loss with a higher score.',
   (
-    'Intervals resample models. Log-perplexity is the validation loss.',
+    'Intervals resample models. Runs that differ in their seeds alone are one model, with their means.',
+    'Log-perplexity is the validation loss.',
     'The interval of a coefficient of 1 or -1 has no width, as each resample is in perfect order too.',
     '“At equal size” is the partial coefficient at a constant number of parameters.',
     '“With untrained” adds each model before training, with a loss of ln V and its score from '
@@ -262,7 +263,11 @@ DEPTH_SUMMARY_FORMAT = TableFormat(
     ('deeper minus; shallower, mean', lambda row: f'{np.mean(row.differences):+.{row.digits}f}'),
   ),
   'Pairs of models of different depth; differences are deeper minus shallower.',
-  ('Parameters, or FLOPs of the whole run, of a pair are within 10% of each other.',),
+  (
+    'Parameters, or FLOPs of the whole run, of a pair are within 10% of each other. Both models have '
+    'one recipe.',
+    'Runs that differ in their seeds alone are one model, with their means.',
+  ),
 )
 DEPTH_FORMAT = TableFormat(
   3,

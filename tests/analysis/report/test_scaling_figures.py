@@ -30,10 +30,11 @@ MODELS = [
     0.4,
     0.1,
     0.2 + index / 50,
+    curve.arm,
   )
   for index, curve in enumerate(CURVES)
 ]
-UNDEFINED = ScoredModel('h32 l1 <&>', 2.0, math.nan, 7.0, 10, math.nan, 0.1, math.nan, math.nan)
+UNDEFINED = ScoredModel('h32 l1 <&>', 2.0, math.nan, 7.0, 10, math.nan, 0.1, math.nan, math.nan, ())
 SVG = '{http://www.w3.org/2000/svg}'
 
 
