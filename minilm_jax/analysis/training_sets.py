@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -11,7 +11,7 @@ from etils import epath
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.loss_curves import RUN_ERRORS
 from minilm_jax.core import model_config, old_names, run_dir
-from minilm_jax.core.errors import InputError
+from minilm_jax.core.errors import InputError, sanitize
 
 _TASK_SELECTIONS = ('overlap', 'likelihood')  # methods of `minilm overlap-subsets` that use a task
 
@@ -122,15 +122,35 @@ def find_other_sets(sets: Iterable[TrainingSet]) -> dict[str, str]:
   """Returns the runs that a scaling study leaves out, with the reason.
 
   A scaling study compares models that are trained on one set. Of a corpus and its subsets, the
-  largest training set stays.
+  largest training set stays. Of several corpora or tokenizers with one vocabulary size, the one
+  with the most runs stays. A study of the vocabulary encodes one text by several tokenizers, so
+  corpora of different vocabulary sizes stay.
   """
-  left_out = {}
+  left_out: dict[str, str] = {}
+  largest_sets: list[TrainingSet] = []
   for family in runs.group_by(sets, lambda training_set: training_set.full_corpus).values():
-    largest = max((other.rows, other.corpus) for other in family)
-    for other in family:
-      if (other.rows, other.corpus) != largest:
-        left_out[other.name] = (
-          f'{other.name}: trained on {other.rows:,} rows, but the scaling study compares models that '
-          f'are trained on one set, here {largest[0]:,} rows'
-        )
+    by_set = runs.group_by(family, lambda training_set: (training_set.rows, training_set.corpus))
+    largest_sets += by_set[max(by_set)]
+    left_out |= _explain_other_sets(family, by_set[max(by_set)])
+  for same_size in runs.group_by(largest_sets, lambda other: other.model['vocab_size']).values():
+    by_text = runs.group_by(same_size, lambda other: (other.full_corpus, other.tokenizer))
+    most = max(by_text.values(), key=lambda group: (len(group), group[0].rows, group[0].key))
+    left_out |= _explain_other_sets(same_size, most)
   return left_out
+
+
+def _explain_other_sets(sets: Sequence[TrainingSet], kept: Sequence[TrainingSet]) -> dict[str, str]:
+  names = {training_set.name for training_set in kept}
+  kept_rows = _describe_rows(kept[0])
+  return {
+    other.name: (
+      f'{other.name}: trained on {_describe_rows(other)}, but the scaling study compares models that '
+      f'are trained on one set, here {kept_rows}'
+    )
+    for other in sets
+    if other.name not in names
+  }
+
+
+def _describe_rows(training_set: TrainingSet) -> str:
+  return f'{training_set.rows:,} rows of the corpus {sanitize(training_set.corpus[:8])}'
