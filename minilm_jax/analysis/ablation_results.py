@@ -43,8 +43,9 @@ AT_LEAST, AT_MOST, NEITHER_LEFT = 'at least', 'at most', 'neither left'
 _LOSS_PARTS = 0.25, 0.5, 1.0  # shares of the FLOPs of the base run
 # The last loss of a run counts up to this factor of its FLOPs, as ablations differ little in cost.
 _MAX_OVERSHOOT = 1.02
-# The cost of a run until it reaches a target or ends, and whether it reaches the target.
-CostToReach = tuple[float, bool]
+# The cost of a run until it reaches a target, and its bound: AT_LEAST for the cost of a run that
+# ends before, AT_MOST for that of the first evaluation of a run that is then past the target, or ''.
+CostToReach = tuple[float, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,8 @@ class PairedRatio:
 
   Attributes:
     value: geometric mean over seeds; nan if unknown.
-    low, high: ends of the 95% interval, 0 for an upper bound; nan if a side has one seed.
-    bound: AT_LEAST, AT_MOST or NEITHER_LEFT if some run does not reach the target; else ''.
+    low, high: ends of the 95% interval, 0 or infinity for a bound; nan if a side has one seed.
+    bound: AT_LEAST, AT_MOST or NEITHER_LEFT if the cost of some run is a bound; else ''.
   """
 
   value: float = math.nan
@@ -177,9 +178,9 @@ def compute_ratio(
 ) -> PairedRatio:
   """Returns the ratio of costs, base over ablation, from the costs by seed.
 
-  >>> str(compute_ratio({0: (8.0, True), 1: (9.0, True)}, {0: (2.0, True)}))
+  >>> str(compute_ratio({0: (8.0, ''), 1: (9.0, '')}, {0: (2.0, '')}))
   '4.00'
-  >>> str(compute_ratio({0: (8.0, False), 1: (8.0, False)}, {0: (2.0, True), 1: (2.0, True)}))
+  >>> str(compute_ratio({0: (8.0, AT_LEAST), 1: (8.0, AT_LEAST)}, {0: (2.0, ''), 1: (2.0, '')}))
   'at least 4.00 [4.00, ∞]'
   """
   common = base.keys() & change.keys()
@@ -187,11 +188,11 @@ def compute_ratio(
     base, change = ({seed: side[seed] for seed in sorted(common)} for side in (base, change))
   if not base or not change:
     return PairedRatio()
-  is_base_open, is_change_open = (
-    not all(has_reached for _, has_reached in side.values()) for side in (base, change)
-  )
+  base_bounds, change_bounds = ({bound for _, bound in side.values()} for side in (base, change))
+  is_at_least = AT_LEAST in base_bounds or AT_MOST in change_bounds
+  is_at_most = AT_MOST in base_bounds or AT_LEAST in change_bounds
   counts = len(base), len(change), base.keys() == change.keys()
-  if is_base_open and is_change_open:
+  if is_at_least and is_at_most:
     return PairedRatio(math.nan, math.nan, math.nan, NEITHER_LEFT, *counts)
   logs = scores.compute_difference(
     *(
@@ -201,19 +202,20 @@ def compute_ratio(
   )
   low, high = math.exp(logs.low), math.exp(logs.high)
   if math.isfinite(low):
-    low, high = 0.0 if is_change_open else low, math.inf if is_base_open else high
-  bound = AT_LEAST if is_base_open else AT_MOST if is_change_open else ''
+    low, high = 0.0 if is_at_most else low, math.inf if is_at_least else high
+  bound = AT_LEAST if is_at_least else AT_MOST if is_at_most else ''
   return PairedRatio(math.exp(logs.mean), low, high, bound, *counts)
 
 
-def _find_exits(change: Ablation, level: float) -> dict[int, tuple[int, bool]]:
-  """Returns the index of the exit of each seed, or -1 without an exit, and whether it has one."""
-  exits = {}
-  for seed, curve in change.curves.items():
-    plateau = frontier.find_plateau(curve, level, ACTUAL)
-    has_exit = plateau is not None and plateau.has_exit
-    exits[seed] = (plateau.end if plateau is not None and has_exit else -1, has_exit)
-  return exits
+def _find_exits(change: Ablation, level: float) -> dict[int, int]:
+  """Returns the index of the exit of each seed, or -1, the last evaluation, without an exit."""
+  plateaus = {
+    seed: frontier.find_plateau(curve, level, ACTUAL) for seed, curve in change.curves.items()
+  }
+  return {
+    seed: plateau.end if plateau is not None and plateau.has_exit else -1
+    for seed, plateau in plateaus.items()
+  }
 
 
 def measure_speed_up(
@@ -228,8 +230,8 @@ def measure_speed_up(
   return compute_ratio(
     *(
       {
-        seed: (float(side.curves[seed].tokens[index]), has_exit)
-        for seed, (index, has_exit) in _find_exits(side, side_level).items()
+        seed: (float(side.curves[seed].tokens[index]), AT_LEAST if index == -1 else '')
+        for seed, index in _find_exits(side, side_level).items()
       }
       for side, side_level in ((base, base_level), (change, level))
     )
@@ -242,21 +244,29 @@ def find_shared_loss(*sides: Ablation) -> float:
 
 
 def measure_multiplier(base: Ablation, change: Ablation, loss: float) -> PairedRatio:
-  """Returns the ratio of FLOPs to reach a loss, base over ablation; other seeds are left out."""
-  return compute_ratio(
+  """Returns the ratio of FLOPs to reach a loss, base over ablation; other seeds are left out.
+
+  The ratio is a bound if a run has a lower loss at its first evaluation. It is unknown if runs of
+  both sides have.
+  """
+  ratio = compute_ratio(
     *(
       {
-        seed: (flops, True)
+        seed: (flops, AT_MOST if curve.loss[0] < loss else '')
         for seed, curve in side.curves.items()
         if math.isfinite(flops := interpolate_flops(curve, loss))
       }
       for side in (base, change)
     )
   )
+  return PairedRatio() if ratio.bound == NEITHER_LEFT else ratio
 
 
 def interpolate_flops(curve: LossCurve, loss: float) -> float:
-  """Returns the FLOPs at which a run first reaches a loss; nan if the run does not."""
+  """Returns the FLOPs at which a run first reaches a loss; nan if the run does not.
+
+  A run with a lower loss at its first evaluation has the FLOPs of that evaluation, an upper bound.
+  """
   lowest, flops = np.minimum.accumulate(curve.loss), curve.flops(ACTUAL)
   index = int(np.searchsorted(-lowest, -loss))
   if index == len(lowest):
@@ -398,9 +408,9 @@ def _format_exits(change: Ablation, level: float | None) -> dict[str, tuple[str,
   texts.
   """
   exits: list[tuple[str, ...]] = []
-  for seed, (index, has_exit) in _find_exits(change, level).items() if level is not None else ():
+  for seed, index in _find_exits(change, level).items() if level is not None else ():
     curve = change.curves[seed]
-    prefix = '' if has_exit else 'not within '
+    prefix = 'not within ' if index == -1 else ''
     exits.append(
       (
         f'{prefix}{curve.updates[index]}',

@@ -3,6 +3,7 @@
 import csv
 import math
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from minilm_jax.analysis.ablation_results import (
 )
 from minilm_jax.analysis.scores import TRAININGS, TUNINGS, Contrast, make_score_table, select_main
 from minilm_jax.cli import main
+from minilm_jax.core import run_dir
 from minilm_jax.tasks import metrics
 from tests.fake_runs import change_config, make_loss_curve, write_glue_run, write_plateau_run
 from tests.html_page import Page
@@ -161,18 +163,25 @@ def test_reports_have_glue_if_there_are_scores(tmp_path: pathlib.Path):
   assert [row['task'] for row in rows] == [AVERAGE, 'rte', 'wnli']
 
 
-def reached(*values: float, first: int = 0) -> dict[int, tuple[float, bool]]:
-  return {seed: (value, True) for seed, value in enumerate(values, first)}
+def reached(*values: float, first: int = 0) -> dict[int, tuple[float, str]]:
+  return {seed: (value, '') for seed, value in enumerate(values, first)}
 
 
-def not_reached(*values: float) -> dict[int, tuple[float, bool]]:
-  return {seed: (value, False) for seed, value in enumerate(values)}
+def not_reached(*values: float, bound: str = AT_LEAST) -> dict[int, tuple[float, str]]:
+  return {seed: (value, bound) for seed, value in enumerate(values)}
 
 
 def make_curve(*loss: float):
   return make_loss_curve(
     'run', [2**n for n in range(1, len(loss) + 1)], loss, per_row=1.0, counts=('actual',)
   )
+
+
+def write_losses(folder: pathlib.Path, losses: Sequence[float]) -> None:
+  """Replaces the evaluations of a run by these losses at its first steps."""
+  lines = iter(run_dir.read_lines(folder / run_dir.METRICS))
+  kept = [{**line, 'loss': loss} for line, loss in zip(lines, losses)]
+  run_dir.write_lines(folder / run_dir.METRICS, kept)
 
 
 def test_interpolation_is_exact_on_a_power_law():
@@ -247,11 +256,38 @@ def test_a_run_without_an_exit_gives_a_bound():
   assert lower.bound == AT_LEAST and lower.high == math.inf and 2.9 < lower.low < lower.value
   upper = compute_ratio(reached(4.0, 4.4), not_reached(8.0, 8.0))
   assert upper.bound == AT_MOST and upper.low == 0 and upper.value < upper.high < 1
-  neither = compute_ratio(not_reached(8.0, 8.0), {0: (2.0, True), 1: (8.0, False)})
+  neither = compute_ratio(not_reached(8.0, 8.0), {0: (2.0, ''), 1: (8.0, AT_LEAST)})
   assert (
     neither.bound == NEITHER_LEFT and math.isnan(neither.value) and str(neither) == 'neither left'
   )
   assert str(compute_ratio(not_reached(8.0), reached(2.0))) == 'at least 4.00'
+
+
+def test_a_run_past_the_target_at_its_first_evaluation_gives_a_bound():
+  lower = compute_ratio(reached(8.0, 8.4), not_reached(2.0, 2.0, bound=AT_MOST))
+  assert (lower.bound, lower.high) == (AT_LEAST, math.inf) and 1 < lower.low < lower.value
+  upper = compute_ratio(not_reached(2.0, 2.0, bound=AT_MOST), reached(8.0, 8.4))
+  assert (upper.bound, upper.low) == (AT_MOST, 0) and upper.value < upper.high < 1
+
+
+def test_a_multiplier_is_a_bound_below_the_first_loss(tmp_path: pathlib.Path):
+  """The base has losses of 8, 4 and 2; the first loss of the ablation is 3."""
+  for seed in (0, 1):
+    for name, losses in (('base', (8, 4, 2.0)), ('fast', (3, 2.9, 2.8))):
+      changes = {} if name == 'base' else {'model__norm': 'pre'}
+      path = write_plateau_run(tmp_path / f'{name}{seed}', 900, seed=seed, **changes)
+      write_losses(path, losses)
+  (part,) = ablations.read_comparison([tmp_path / 'base0'], [tmp_path]).shapes
+  base, (fast,) = part.base, part.changes
+  flops = base.curves[0].flops('actual')
+  ratio = ablation_results.measure_multiplier(base, fast, 4.0)
+  assert (ratio.bound, ratio.high) == (AT_LEAST, math.inf)
+  assert [ratio.value, ratio.low] == pytest.approx([flops[1] / flops[0]] * 2)
+  exact = ablation_results.measure_multiplier(base, fast, 3.0)
+  assert exact.bound == '' and math.isfinite(exact.high)
+  mirrored = ablation_results.measure_multiplier(fast, base, 4.0)
+  assert (mirrored.bound, mirrored.low) == (AT_MOST, 0)
+  assert str(ablation_results.measure_multiplier(base, fast, 9.0)) == ''
 
 
 def test_the_interval_of_a_bound_has_its_coverage():
@@ -259,6 +295,8 @@ def test_the_interval_of_a_bound_has_its_coverage():
   random, covered = np.random.default_rng(0), 0
   for _ in range(400):
     base, change = (np.exp(random.normal(np.log(middle), 0.2, 4)).tolist() for middle in (300, 100))
-    truncated = {seed: (min(value, 320.0), value < 320) for seed, value in enumerate(base)}
+    truncated = {
+      seed: (min(value, 320.0), '' if value < 320 else AT_LEAST) for seed, value in enumerate(base)
+    }
     covered += compute_ratio(truncated, reached(*change)).low <= 3
   assert covered / 400 > 0.96
