@@ -225,9 +225,13 @@ def _decide_gain(
         by_pair = [scores.subtract_by_seed(*(group.by_seed for group in pair)) for pair in pairs]
         title = f'{series} ({", ".join(largest)})'
         differences[title] = pretraining_gap.average_common_seeds(by_pair)
+        named_pairs = zip(largest, by_pair, strict=True)
+        by_seed = runs.group_by(named_pairs, lambda named: sets[named[0]].seed)
         by_pretraining[title] = {
-          sets[name].seed: float(np.mean([pair[seed] for seed in differences[title]]))
-          for name, pair in zip(largest, by_pair, strict=True)
+          seed: float(
+            np.mean([pair[tuning] for _, pair in same_seed for tuning in differences[title]])
+          )
+          for seed, same_seed in by_seed.items()
           if differences[title]
         }
         collapsed += sum(group.collapsed for pair in pairs for group in pair)

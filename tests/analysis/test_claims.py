@@ -184,6 +184,17 @@ def test_the_wider_interval_of_both_kinds_of_seeds_counts(
     )
 
 
+def test_runs_of_one_pretraining_seed_are_averaged(tmp_path: pathlib.Path):
+  """Gains of seed 0 are 0.10 and -0.04, of seed 1 0.08: the means 0.03 and 0.08."""
+  for name, seed, gain in (('a', 0, 0.10), ('b', 0, -0.04), ('c', 1, 0.08)):
+    source = finish(write_subset_run(tmp_path / name, 4000, 6250, seed=seed))
+    write_finetune_pair(tmp_path, source, [0.5 + gain] * 2, [0.5] * 2, seeds=(0, 1))
+  gap = map_verdicts(tmp_path)[1]
+  assert (gap.seeds, gap.seeds_of, gap.verdict) == (2, 'pre-training', OPEN)
+  ends = [gap.value, gap.low, gap.high]
+  assert ends == pytest.approx([0.055, 0.055 - 12.706 * 0.025, 0.055 + 12.706 * 0.025], rel=1e-3)
+
+
 def test_runs_of_one_size_with_different_seeds_have_no_slope_by_pretraining(tmp_path: pathlib.Path):
   """Seed 1 has one size, so seed 0 alone has a slope and seeds of fine-tuning count."""
   for rows, seed, gap in ((1000, 0, 0.05), (4000, 0, 0.10), (4000, 1, 0.30)):
