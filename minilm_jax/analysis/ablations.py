@@ -356,7 +356,7 @@ def _select_seeds(
       left_out.append(f'{run.curve.name}: a repetition of {first.curve.name}, with seed {run.seed}')
   if finished:
     left_out += [
-      f'{run.curve.name}: unfinished, and other seeds of this recipe are finished'
+      f'{run.curve.name}: unfinished or diverged, and other seeds of this recipe are finished'
       for run in longest_first
       if not run.curve.finished
     ]

@@ -115,7 +115,7 @@ def read_csv(path: epath.PathLike) -> list[LossCurve]:
   runs with as many tokens an update. The vocabulary V
   follows from the embedding parameters, (V + 134) e. The other parameters determine whether the
   head is tied. A run with a test loss is finished. In a table without test losses, a run is
-  finished if it reaches 99% of the last update of the table.
+  finished if its last finite loss is at 99% of the last update of the table or later.
 
   Args:
     path: .csv or .csv.gz file with the columns of `NEEDED`; a perplexity replaces a loss.
@@ -140,8 +140,8 @@ def read_csv(path: epath.PathLike) -> list[LossCurve]:
   curves = []
   for name, same_run in by_run.items():
     curve = _make_table_curve(name, same_run, *row_sizes[name])
-    if not has_tests:
-      is_finished = same_run[-1].numbers[_UPDATES] >= 0.99 * last_update
+    if not has_tests and curve.loss:
+      is_finished = curve.updates[-1] >= 0.99 * last_update
       curve = dataclasses.replace(curve, finished=is_finished)
     curves.append(curve)
   if damaged := [curve for curve in curves if curve.non_finite]:

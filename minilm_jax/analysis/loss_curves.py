@@ -65,7 +65,7 @@ class LossCurve:
     rows: rows seen at each evaluation.
     loss: validation loss at each evaluation, in nats a masked token.
     non_finite: number of evaluations without a finite loss, which are left out.
-    finished: the run has reached the end of its schedule.
+    finished: the run has a finite loss at the end of its schedule.
     learning_rate: peak learning rate; None if not logged.
     tied: the head shares the embedding table; None if not logged.
     test_loss: loss on the test split at the end, in nats a masked token; None if not logged.
@@ -156,7 +156,8 @@ def read_runs(run_paths: Mapping[str, epath.Path]) -> LossCurves:
         left_out.append(f'{name}{member}: {describe_missing(error)}')
         continue
       if curve.loss:
-        is_finished = has_result and max(line['step'] for line in lines) >= config['num_steps']
+        # A run whose loss is not finite at the end has no result, although it made all updates.
+        is_finished = has_result and curve.updates[-1] >= config['num_steps']
         curves.append(dataclasses.replace(curve, finished=is_finished, **bits))
       else:
         left_out.append(f'{curve.name}: no validation loss yet')

@@ -90,8 +90,8 @@ def study_scaling(
   ]
   if len(counted) < len(curves):
     left_out.append(
-      f'{len(curves) - len(counted)} of {len(curves)} runs: unfinished, or without the count '
-      f'{HONEY!r} of FLOPs'
+      f'{len(curves) - len(counted)} of {len(curves)} runs: unfinished, diverged, or without the '
+      f'count {HONEY!r} of FLOPs'
     )
   level = frontier.find_plateau_level(counted)
   runs = [

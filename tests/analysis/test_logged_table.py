@@ -150,6 +150,17 @@ def test_flops_without_a_majority_are_refused(tmp_path: pathlib.Path):
     logged_table.read_csv(write_log_table(tmp_path / 'y.csv', [rows[0], other_batch]))
 
 
+def test_a_run_that_diverged_is_unfinished(tmp_path: pathlib.Path):
+  rows = [
+    make_log_row(name, updates, 'nan' if name == 'diverged' and updates > 300 else 3.0)
+    for name in ('ok', 'diverged', 'never')
+    for updates in range(100, 801, 100)
+  ]
+  rows = [row | {'eval/loss': 'nan'} if row['run_name'] == 'never' else row for row in rows]
+  curves = logged_table.read_csv(write_log_table(tmp_path / 'x.csv', rows))
+  assert [(curve.name, curve.finished) for curve in curves] == [('ok', True), ('diverged', False)]
+
+
 def test_an_evaluation_before_training_is_left_out(tmp_path: pathlib.Path):
   (curve,) = logged_table.read_csv(
     write_log_table(tmp_path / 'x.csv', [make_log_row(updates=0, loss=9.9), make_log_row()])

@@ -137,6 +137,15 @@ def test_null_losses_of_a_run_are_counted(tmp_path: pathlib.Path):
   assert curve.non_finite == 1 and 300 not in curve.updates and np.isfinite(curve.loss).all()
 
 
+def test_a_run_that_diverged_is_unfinished(tmp_path: pathlib.Path):
+  path = fake_runs.write_scaling_run(tmp_path / 'run')
+  lines = run_dir.read_lines(path / run_dir.METRICS)
+  diverged = [line | {'loss': float('nan')} if line['step'] > 400 else line for line in lines]
+  run_dir.write_lines(path / run_dir.METRICS, diverged)
+  (curve,) = loss_curves.read_runs(runs.find_runs([str(tmp_path)])).curves
+  assert curve.updates[-1] == 400 and curve.non_finite == 4 and not curve.finished
+
+
 def test_runs_without_a_field_are_left_out_with_the_reason(tmp_path: pathlib.Path):
   fake_runs.write_scaling_run(tmp_path / 'good')
   fake_runs.write_scaling_run(tmp_path / 'early', updates=0, finished=False)
