@@ -42,33 +42,21 @@ _FORMS = {
 T = TypeVar('T')
 
 
-@dataclasses.dataclass(frozen=True)
-class Interval:
-  """The percentile interval of a number over draws of runs.
-
-  Attributes:
-    draws: number of draws with enough points; if many draws lack points, the interval is biased.
-  """
-
-  low: float
-  high: float
-  draws: int
-
-
 def bootstrap(
   runs: Sequence[T],
   statistic: Callable[[list[T]], Mapping[str, float]],
   draws: int = 1000,
   seed: int = 0,
-) -> dict[str, Interval]:
-  """Returns percentile intervals of a statistic over draws of runs with replacement.
+) -> dict[str, list[float]]:
+  """Returns the numbers of a statistic in draws of runs with replacement.
 
   Args:
     statistic: returns numbers by name for drawn runs. A number fails in a draw if it is missing or
       not finite, or if the function raises InputError.
 
   Returns:
-    Intervals by name, for numbers that at least one draw defines.
+    Numbers by name, one for each draw that defines the number. If many draws do not, an interval of
+    the numbers is biased.
 
   Raises:
     InputError: there are fewer than 2 runs, no draws, or the statistic fails in every draw.
@@ -96,11 +84,7 @@ def bootstrap(
       f'no draw defines a number; {reason}',
       'give more runs',
     )
-  intervals = {}
-  for key, values in drawn_values.items():
-    low, high = percentile_interval(values)
-    intervals[key] = Interval(low, high, len(values))
-  return intervals
+  return drawn_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -214,16 +198,16 @@ def add_intervals(
     }
 
   try:
-    intervals = bootstrap(runs, draw_constants, draws)
+    drawn_values = bootstrap(runs, draw_constants, draws)
   except InputError as error:
     return fitted, [f'intervals: {error.found}']
   with_intervals, reasons = [], []
   for index, fit in enumerate(fitted):
     constant_intervals = {}
     for key in fit.constants:
-      interval = intervals.get(f'{index} {key}')
-      if interval is not None and interval.draws >= _MIN_SHARE_OF_DRAWS * draws:
-        constant_intervals[key] = (interval.low, interval.high)
+      values = drawn_values.get(f'{index} {key}', [])
+      if len(values) >= _MIN_SHARE_OF_DRAWS * draws:
+        constant_intervals[key] = percentile_interval(values)
     if len(constant_intervals) < len(fit.constants):
       reasons.append(f'intervals of {fit.name}, {fit.form}: most draws have too few points')
     with_intervals.append(dataclasses.replace(fit, intervals=constant_intervals))
