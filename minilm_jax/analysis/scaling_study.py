@@ -35,7 +35,7 @@ CONCLUSIONS = {
   NO_BREAK: 'These runs show no break of the frontier.',
   UNKNOWN: 'The frontier has a break; these runs do not show whether the plateau is the cause.',
   PLATEAU: (
-    'The break separates runs on the plateau from runs after the plateau. The break thus reflects '
+    'The break separates runs that had not left the plateau from runs that had. The break thus reflects '
     'the course of training, and these runs give no power law of compute below the break.'
   ),
   NOT_PLATEAU: 'The plateau does not explain the break of the frontier.',
@@ -52,9 +52,9 @@ class ScalingStudy:
     fits: all fitted laws, with the points in their names.
     level: loss of the plateau in nats; None without a plateau.
     split: FLOPs of the break, as estimated from the frontier.
-    split_interval: 95% interval of the break, over draws of runs.
     below: number of points of the frontier below the break.
-    below_on_plateau, above_on_plateau: number of points of runs on the plateau, on each side.
+    below_before_exit, above_before_exit: number of points of runs that had not left the plateau, on
+      each side.
     sentences: conclusions for the top of a report.
   """
 
@@ -67,10 +67,9 @@ class ScalingStudy:
   level: float | None
   plateaus: list[Plateau]
   split: float | None
-  split_interval: tuple[float, float] | None
   below: int
-  below_on_plateau: int
-  above_on_plateau: int
+  below_before_exit: int
+  above_before_exit: int
   sentences: list[str]
   left_out: list[str]
 
@@ -113,10 +112,11 @@ def study_scaling(
   surface = _compute_or_explain(lambda: scaling_fits.fit_evaluations(runs), left_out)
   fits, interval_reasons = scaling_fits.add_intervals(runs, laws, fits, surface, draws)
   end_fits, end_reasons = scaling_fits.fit_run_ends(ends)
-  split = split_interval = None
-  if pieces := select_laws(fits).get(PIECES):
-    split, split_interval = pieces.constants['C0'], pieces.intervals.get('C0')
-  below, below_on_plateau, above_on_plateau = _count_on_plateau(points[FRONTIER], plateaus, split)
+  pieces = select_laws(fits).get(PIECES)
+  split = pieces.constants['C0'] if pieces else None
+  below, below_before_exit, above_before_exit = _count_before_exit(
+    points[FRONTIER], plateaus, split
+  )
   study = ScalingStudy(
     runs=len(counted),
     evaluations=sum(len(curve.loss) for curve in counted),
@@ -127,10 +127,9 @@ def study_scaling(
     level=level,
     plateaus=plateaus,
     split=split,
-    split_interval=split_interval,
     below=below,
-    below_on_plateau=below_on_plateau,
-    above_on_plateau=above_on_plateau,
+    below_before_exit=below_before_exit,
+    above_before_exit=above_before_exit,
     sentences=[],
     left_out=list(dict.fromkeys([*left_out, *reasons, *end_reasons, *interval_reasons])),
   )
@@ -149,19 +148,19 @@ def _list_splits(points: Sequence[Point]) -> list[float]:
   return [PAPER_SPLIT] if enough else []
 
 
-def _count_on_plateau(
+def _count_before_exit(
   points: Sequence[Point], plateaus: Sequence[Plateau], split: float | None
 ) -> tuple[int, int, int]:
-  """Counts the points below the split, and runs on the plateau below and above the split."""
+  """Counts the points below the split, and those before an exit below and above the split."""
   if split is None:
     return 0, 0, 0
   exits = {
     plateau.run: math.inf if plateau.exit_flops is None else plateau.exit_flops
     for plateau in plateaus
   }
-  on_plateau = [point for point in points if point.flops < exits.get(point.run, -math.inf)]
-  below = sum(point.flops < split for point in on_plateau)
-  return sum(point.flops < split for point in points), below, len(on_plateau) - below
+  before_exit = [point for point in points if point.flops < exits.get(point.run, -math.inf)]
+  below = sum(point.flops < split for point in before_exit)
+  return sum(point.flops < split for point in points), below, len(before_exit) - below
 
 
 def _compute_or_explain(compute: Callable[[], T], left_out: list[str]) -> T | None:
@@ -219,8 +218,8 @@ def _describe_plateau(study: ScalingStudy, split: float, after: Mapping[str, Fit
   num_exits = sum(plateau.has_exit for plateau in study.plateaus)
   sentences = [
     f'Runs have a plateau at {study.level:.2f} nats; {num_exits} of {len(study.plateaus)} runs leave '
-    f'the plateau. Below {split:.3g} FLOPs, {study.below_on_plateau} of {study.below} points of the '
-    f'frontier are from runs on the plateau. Above, {study.above_on_plateau} of '
+    f'the plateau. Below {split:.3g} FLOPs, {study.below_before_exit} of {study.below} points of the '
+    f'frontier are from runs that had not left the plateau. Above, {study.above_before_exit} of '
     f'{len(study.frontier) - study.below} points are.'
   ]
   if POWER in after and PIECES in after:
@@ -271,8 +270,8 @@ def classify_break(study: ScalingStudy) -> str:
   if study.level is None:
     return UNKNOWN
   above = len(study.frontier) - study.below
-  share_below = study.below_on_plateau / study.below if study.below else 0.0
-  share_above = study.above_on_plateau / above if above else 0.0
+  share_below = study.below_before_exit / study.below if study.below else 0.0
+  share_above = study.above_before_exit / above if above else 0.0
   return PLATEAU if share_below >= 0.8 and share_above <= 0.2 else NOT_PLATEAU
 
 

@@ -221,16 +221,16 @@ def _answer_laws(study: ScalingStudy) -> Iterator[Answer]:
   )
   above = len(study.frontier) - study.below
   number = (
-    f'{study.below_on_plateau} of {study.below} points below the break are on the plateau, '
-    f'{study.above_on_plateau} of {above} above'
+    f'{study.below_before_exit} of {study.below} points below the break are of runs that had '
+    f'not left the plateau, {study.above_before_exit} of {above} above'
   )
   yield Answer(
     'Is the break the end of a plateau in training?',
     _BREAK_VERDICTS[cause],
     'no plateau is visible' if study.level is None else number,
     [
-      'Yes: runs on the plateau have at least 80% of the points below the break, and at most 20% of '
-      'the points above.',
+      'Yes: runs that had not left the plateau have at least 80% of the points below the break, and at '
+      'most 20% of the points above.',
       ' '.join(study.sentences[2:]),
     ],
   )
@@ -420,6 +420,6 @@ def _draw_compute(curves: Sequence[LossCurve], study: ScalingStudy) -> Drawing:
       flops, loss = np.insert(flops, index, fit.constants['C0']), np.insert(loss, index, np.nan)
       name = f'two laws, C^-{fit.constants["b1"]:.3f}, C^-{fit.constants["b2"]:.3f}'
       if study.split is not None:
-        break_interval = (study.split, *(study.split_interval or (math.nan, math.nan)))
+        break_interval = (study.split, *fit.intervals.get('C0', (math.nan, math.nan)))
     lines.append(FittedLine(name, flops, loss))
   return scaling_figures.draw_compute(curves, study.frontier, lines, break_interval)
