@@ -213,7 +213,7 @@ def _find_exits(change: Ablation, level: float) -> dict[int, int]:
     seed: frontier.find_plateau(curve, level, ACTUAL) for seed, curve in change.curves.items()
   }
   return {
-    seed: plateau.end if plateau is not None and plateau.has_exit else -1
+    seed: plateau.end if plateau is not None and plateau.exit is not None else -1
     for seed, plateau in plateaus.items()
   }
 

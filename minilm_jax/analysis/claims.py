@@ -156,7 +156,7 @@ def find_limits(
     level = frontier.find_plateau_level([curves[name] for name in names])
     for name in names if level is not None else ():
       plateau = frontier.find_plateau(curves[name], level, ACTUAL)
-      if plateau is not None and not plateau.has_exit:
+      if plateau is not None and plateau.exit is None:
         limits[name].append(f'{name} is on the plateau of word frequencies')
   for name, training_set in sets.items():
     if training_set.epochs < PAPER_EPOCHS:

@@ -167,11 +167,6 @@ class Plateau:
   warmup: int | None
   warmup_flops: float | None
 
-  @property
-  def has_exit(self) -> bool:
-    """Whether the loss of the run fell below the plateau."""
-    return self.exit is not None
-
 
 def find_plateau(
   curve: LossCurve, level: float | None = None, count: str = HONEY
@@ -233,7 +228,7 @@ def drop_plateau(
   for curve, plateau in zip(curves, plateaus, strict=True):
     if plateau is None:
       after.append(curve)
-    elif plateau.has_exit:
+    elif plateau.exit is not None:
       fields = ('updates', 'rows', 'loss')
       cut = {field: getattr(curve, field)[plateau.end :] for field in fields}
       after.append(dataclasses.replace(curve, **cut))

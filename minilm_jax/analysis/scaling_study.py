@@ -215,7 +215,7 @@ def _compare_pieces(power: Fit, pieces: Fit) -> str:
 def _describe_plateau(study: ScalingStudy, split: float, after: Mapping[str, Fit]) -> list[str]:
   if study.level is None:
     return ['The evaluations of these runs show no plateau.']
-  num_exits = sum(plateau.has_exit for plateau in study.plateaus)
+  num_exits = sum(plateau.exit is not None for plateau in study.plateaus)
   sentences = [
     f'Runs have a plateau at {study.level:.2f} nats; {num_exits} of {len(study.plateaus)} runs leave '
     f'the plateau. Below {split:.3g} FLOPs, {study.below_before_exit} of {study.below} points of the '

@@ -107,7 +107,9 @@ FLAGS: Mapping[str, Flag] = types.MappingProxyType(
       'table of evaluations (.csv, .csv.gz) in place of runs; needs --workdir',
       is_path=True,
     ),
-    'bootstrap_samples': Flag(int, 1000, 'bootstrap samples for intervals of laws and correlations'),
+    'bootstrap_samples': Flag(
+      int, 1000, 'bootstrap samples for intervals of laws and correlations'
+    ),
     'unfinished': Flag(bool, False, 'include unfinished runs in the fits of power laws'),
     'base': Flag(
       str,

@@ -103,7 +103,6 @@ def test_a_plateau_is_found_at_any_spacing(spacing: int, noise: float):
   assert plateau.exit == pytest.approx(4600, abs=spacing + 100)  # 5.5% below it
   assert (
     plateau.exit_loss < 0.945 * plateau.level
-    and plateau.has_exit
     and plateau.seen == plateau.end - plateau.entry // spacing + 1
   )
   assert plateau.exit_flops == pytest.approx(plateau.exit * 256e9)
@@ -149,9 +148,8 @@ def test_runs_of_a_sweep_share_the_plateau_loss():
     unfinished.exit,
     unfinished.exit_flops,
     unfinished.exit_loss,
-    unfinished.has_exit,
     unfinished.end,
-  ) == (None, None, None, False, 100)
+  ) == (None, None, None, 100)
   passing = frontier.find_plateau(make_loss_curve('through', [1000, 2000], [2.5, 2.2]), level)
   assert (passing.entry, passing.exit, passing.seen) == (1000, 1000, 0)
 

@@ -86,7 +86,8 @@ def test_the_study_of_the_logs_has_the_numbers_of_the_paper(log_study: ScalingSt
 def test_the_break_of_the_logs_is_the_exit_of_the_plateau(log_study: ScalingStudy):
   assert (log_study.below, log_study.below_before_exit, log_study.above_before_exit) == (15, 14, 0)
   assert (
-    len(log_study.plateaus) == 42 and sum(plateau.has_exit for plateau in log_study.plateaus) == 38
+    len(log_study.plateaus) == 42
+    and sum(plateau.exit is not None for plateau in log_study.plateaus) == 38
   )
   assert scaling_study.classify_break(log_study) == scaling_study.PLATEAU
   assert CONCLUSIONS[scaling_study.PLATEAU] in log_study.sentences
