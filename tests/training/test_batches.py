@@ -99,7 +99,7 @@ def test_rows_larger_than_half_of_the_free_memory_stay_in_files(
   for free, expected in ((None, True), (2 * size, True), (2 * size - 2, False)):
     monkeypatch.setattr(batches.backend, 'read_free_bytes', lambda device, free=free: free)
     assert batches.fits_on_devices(program, tiny_corpus, config.subset) is expected
-    # Another host has no room.
+    # Another host has too little memory.
     with monkeypatch.context() as patch:
       patch.setattr(distributed, 'allgather_ints', lambda fits: [(fits,), (False,)])
       assert not batches.fits_on_devices(program, tiny_corpus, config.subset)

@@ -101,13 +101,10 @@ def describe_rows(rows: Sequence[ScoreRow]) -> list[str]:
 
 def _explain_indecision(row: ScoreRow) -> str:
   """Returns the reason for which the interval decides nothing, or ''."""
-  for group, models in (
-    (row.pretrained, 'pre-trained models predict'),
-    (row.scratch, 'models from scratch predict'),
+  if all(
+    0 < group.n + group.undefined <= group.collapsed for group in (row.pretrained, row.scratch)
   ):
-    seeds = group.n + group.undefined
-    if seeds and group.collapsed >= seeds:
-      return f'{group.collapsed} of {seeds} {models} one class.'
+    return 'All models, pre-trained and from scratch, predict one class.'
   if row.difference.high - row.difference.low < _NO_VARIANCE:
     return 'The seeds do not vary, so the interval has no width.'
   return ''
