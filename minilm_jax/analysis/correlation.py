@@ -394,8 +394,8 @@ def compare_depths(
 ) -> list[Depth]:
   """Returns the differences between models whose parameters or FLOPs of a run are within 10%.
 
-  Runs are finished. The two models differ in their shape alone, apart from the vocabulary, and
-  models of equal parameters saw as many rows. FLOPs are the actual FLOPs if both models have them,
+  Runs are finished. The two models have one vocabulary and the same recipe, apart from the shape.
+  Models of equal FLOPs may differ in the number of updates. FLOPs are the actual FLOPs if both models have them,
   else those of the count of paper 1. The loss is that of the last evaluation.
   """
   scores = {

@@ -20,6 +20,7 @@ from minilm_jax.analysis.laws import power_laws
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve, ModelShape
 from minilm_jax.analysis.runs import group_by
 from minilm_jax.analysis.scores import Difference, Group, compute_difference, make_group
+from minilm_jax.tasks import metrics
 
 FACTORS = tuple(field.name for field in dataclasses.fields(ModelShape))
 UNIT = 1e15  # FLOPs
@@ -92,7 +93,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Option:
-  """One model by cost and perplexity, with Student's 95% interval of the mean over seeds.
+  """One model by cost and perplexity, with Student's 95% interval over seeds.
 
   A model is `dominated` if another model with the same vocabulary is no worse in cost and
   perplexity, and better in one of them.
@@ -276,6 +277,8 @@ def list_options(curves: Sequence[LossCurve]) -> list[Option]:
   options = []
   for arm in arms:
     perplexity = arm.perplexity
+    # Of the logarithm, because a perplexity of few seeds would have a negative end.
+    low, high = map(power_laws.clip_exp, metrics.confidence_interval(np.log(perplexity.values)))
     is_dominated = any(_dominates(other, arm) for other in arms)
     options.append(
       Option(
@@ -283,8 +286,8 @@ def list_options(curves: Sequence[LossCurve]) -> list[Option]:
         arm.runs,
         arm.flops,
         perplexity.mean,
-        perplexity.low,
-        perplexity.high,
+        low,
+        high,
         is_dominated,
       )
     )

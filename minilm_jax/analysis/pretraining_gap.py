@@ -347,6 +347,8 @@ def fit_pretraining_slopes(points: Sequence[Gap]) -> dict[int, float]:
 def average_seeds(finetuning: Sequence[BySeed], pretraining: Sequence[BySeed]) -> SeedMeans:
   """Returns the means over tasks, by the kind of seeds with the wider interval.
 
+  With fewer than two common seeds of fine-tuning there is no interval.
+
   Args:
     finetuning: numbers of each task by seed of fine-tuning.
     pretraining: the same numbers by seed of pre-training, if known.

@@ -198,6 +198,16 @@ def name_differences(
   scopes: Sequence[Hashable], settings: Sequence[Mapping[str, Any]]
 ) -> list[str]:
   """Returns the settings in which those of an equal scope differ, as in `epochs=3`."""
+  return [
+    sanitize(', '.join(f'{name}={each.get(name)}' for name in names))
+    for each, names in zip(settings, _find_differences(scopes, settings), strict=True)
+  ]
+
+
+def _find_differences(
+  scopes: Sequence[Hashable], settings: Sequence[Mapping[str, Any]]
+) -> list[list[str]]:
+  """Returns the names of the settings in which those of an equal scope differ."""
   different: dict[Hashable, list[str]] = {}
   for scope, group in group_by(zip(scopes, settings, strict=True), lambda pair: pair[0]).items():
     names = dict.fromkeys(name for _, each in group for name in each)
@@ -205,10 +215,7 @@ def name_differences(
     different[scope] = [
       name for name in names if any(each.get(name) != first.get(name) for _, each in group)
     ]
-  return [
-    sanitize(', '.join(f'{name}={each.get(name)}' for name in different[scope]))
-    for scope, each in zip(scopes, settings, strict=True)
-  ]
+  return [different[scope] for scope in scopes]
 
 
 def describe_differences(
@@ -219,23 +226,15 @@ def describe_differences(
   Args:
     fields: names of attributes; `train_examples` has its unit in the text.
   """
-  texts = [
-    {
-      field: f'{row.train_examples:,} training examples'
-      if field == 'train_examples'
-      else str(getattr(row, field))
-      for field in fields
-    }
-    for row in rows
-  ]
-  groups = group_by(zip(map(make_key, rows), texts, strict=True), lambda pair: pair[0])
-  different = {
-    key: [field for field in fields if len({text[field] for _, text in group}) > 1]
-    for key, group in groups.items()
-  }
+
+  def describe(row: R, field: str) -> str:
+    value = getattr(row, field)
+    return f'{value:,} training examples' if field == 'train_examples' else str(value)
+
+  texts = [{field: describe(row, field) for field in fields} for row in rows]
   return [
-    ', '.join(filter(None, (text[field] for field in different[make_key(row)])))
-    for row, text in zip(rows, texts, strict=True)
+    ', '.join(filter(None, (text[field] for field in names)))
+    for text, names in zip(texts, _find_differences([*map(make_key, rows)], texts), strict=True)
   ]
 
 

@@ -31,6 +31,7 @@ class TrainingSet:
     overlap: share of the running words of the task that the set contains; nan if not measured.
     selected: a task selected the rows.
     full_corpus: hash of the corpus that contains the subset.
+    curves: number of models of the run, without members that were extracted to runs.
   """
 
   name: str
@@ -46,6 +47,7 @@ class TrainingSet:
   selected: bool
   corpus: str
   full_corpus: str
+  curves: int = 1
 
   @property
   def model(self) -> dict[str, Any]:
@@ -82,7 +84,7 @@ def read_training_sets(run_paths: Mapping[str, epath.Path]) -> Iterator[Training
     if not is_pretraining or 'training' not in manifest:
       continue
     try:
-      yield _make_training_set(name, config, manifest)
+      yield _make_training_set(name, config, manifest, len(runs.split_members(path)))
     except RUN_ERRORS as error:
       reason = f'no {error}' if isinstance(error, KeyError) else str(error)
       raise InputError(
@@ -93,7 +95,7 @@ def read_training_sets(run_paths: Mapping[str, epath.Path]) -> Iterator[Training
 
 
 def _make_training_set(
-  name: str, config: Mapping[str, Any], manifest: Mapping[str, Any]
+  name: str, config: Mapping[str, Any], manifest: Mapping[str, Any], curves: int
 ) -> TrainingSet:
   training, subset = manifest['training'], manifest['training']['subset']
   rows, tokens, split_rows = (int(training[field]) for field in ('rows', 'tokens', 'of_rows'))
@@ -115,6 +117,7 @@ def _make_training_set(
     selected=bool(subset) and subset['by'] in _TASK_SELECTIONS,
     corpus=corpus,
     full_corpus=str(subset['of']) if subset else corpus,
+    curves=curves,
   )
 
 
@@ -123,7 +126,7 @@ def find_other_sets(sets: Iterable[TrainingSet]) -> dict[str, str]:
 
   A scaling study compares models that are trained on one set. Of a corpus and its subsets, the
   largest training set stays. Of several corpora or tokenizers with one vocabulary size, the one
-  with the most runs stays. A study of the vocabulary encodes one text by several tokenizers, so
+  with the most models stays. A study of the vocabulary encodes one text by several tokenizers, so
   corpora of different vocabulary sizes stay.
   """
   left_out: dict[str, str] = {}
@@ -134,7 +137,10 @@ def find_other_sets(sets: Iterable[TrainingSet]) -> dict[str, str]:
     left_out |= _explain_other_sets(family, by_set[max(by_set)])
   for same_size in runs.group_by(largest_sets, lambda other: other.model['vocab_size']).values():
     by_text = runs.group_by(same_size, lambda other: (other.full_corpus, other.tokenizer))
-    most = max(by_text.values(), key=lambda group: (len(group), group[0].rows, group[0].key))
+    most = max(
+      by_text.values(),
+      key=lambda group: (sum(each.curves for each in group), group[0].rows, group[0].key),
+    )
     left_out |= _explain_other_sets(same_size, most)
   return left_out
 

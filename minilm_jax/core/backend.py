@@ -299,7 +299,8 @@ def read_gpu_bytes(device: Any) -> int:
 
   The name of the GPU comes first, as in "NVIDIA H100 80GB HBM3" or "Tesla T4". An absent GPU has this
   name too, so a preflight and a run agree. An unknown name without a size leaves the limit of the
-  allocator, or 64 GiB for an absent GPU; preflight and run may then differ.
+  allocator, or 64 GiB for an absent GPU and in a run of several processes. Preflight and run may then
+  differ.
   """
   import jax
 

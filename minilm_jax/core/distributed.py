@@ -18,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -30,8 +31,8 @@ MIN_HEARTBEAT_SECONDS = 10
 JAX_EXTRA_SECONDS = 60  # JAX aborts the process at its time-out; ours raises an error before
 LOST_PEER_STATUS = 2
 _REMEDY = (
-  'read the messages of the other processes, then restart all processes: the run resumes from its '
-  'last checkpoint'
+  'read the messages of all processes and fix the cause, then restart all processes: the run resumes '
+  'from its last checkpoint'
 )
 # Errors of a collective whose peer is gone; others, such as RESOURCE_EXHAUSTED, are of this process.
 _LOST_PEER = re.compile(r'UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED|Gloo|NCCL', re.IGNORECASE)
@@ -77,8 +78,10 @@ def initialized(
     if _processes == 1 or not _is_collective_error(error):
       raise
     text = str(error).splitlines()[0]
-    fault = 'lost the connection to a process' if _LOST_PEER.search(text) else 'failed'
-    _end_after_loss(f'process {_process} {fault}: {text}')
+    if not _LOST_PEER.search(text):
+      traceback.print_exc()
+      _end_after_loss(f'process {_process} failed: {text}')
+    _end_after_loss(f'process {_process} lost the connection to a process: {text}')
   finally:
     if _processes > 1 and not is_orderly:
       # runs before the exit handler of JAX, which waits for the other processes

@@ -222,7 +222,8 @@ def override_fields(
   Raises:
     InputError: a name is unknown, or is a group of fields.
   """
-  source = source if isinstance(source, config_dict.ConfigDict) else config_dict.ConfigDict(source)
+  if not isinstance(source, config_dict.ConfigDict):
+    source = config_dict.ConfigDict(_copy_fields(source))
   fields, tree = list_fields(source), source.to_dict()
   for name, value in overrides.items():
     find_field(fields, name)
@@ -232,6 +233,25 @@ def override_fields(
       group = group[part]
     group[field] = value
   return tree
+
+
+def _copy_fields(source: Mapping[Any, Any]) -> dict[str, Any]:
+  """Returns a recipe of nested mappings as dicts.
+
+  Raises:
+    InputError: the name of a field is not text, or contains a dot.
+  """
+  for name in source:
+    if not isinstance(name, str) or '.' in name:
+      raise InputError(
+        f'the field {name!r} of a recipe',
+        'not the name of a field',
+        'give nested dicts, or dotted names in `overrides`',
+      )
+  return {
+    name: _copy_fields(value) if isinstance(value, Mapping) else value
+    for name, value in source.items()
+  }
 
 
 def resolve(recipe: config_dict.ConfigDict | Mapping[str, Any], kind: str) -> Any:
@@ -372,7 +392,10 @@ def import_class(name: str) -> Any:
       if isinstance(value, type) and value.__module__ == module_name
     ]
     raise InputError(
-      subject, f'no {attribute} in {module.__file__}', suggest_name(attribute, classes)
+      subject,
+      # A notebook has no file.
+      f'no {attribute} in {getattr(module, "__file__", None) or module_name}',
+      suggest_name(attribute, classes),
     )
   return getattr(module, attribute)
 
@@ -381,13 +404,20 @@ def _describe_missing_module(subject: str, module: str, missing: str) -> InputEr
   package = sys.modules[missing.rpartition('.')[0]] if '.' in missing else None
   paths = ', '.join(getattr(package, '__path__', ()))
   root = module.partition('.')[0]
-  if paths and (pathlib.Path.cwd() / root).is_dir():
+  folder = pathlib.Path.cwd() / root
+  if paths and folder.is_dir() and not _is_package_folder(root, folder):
     remedy = f'rename the folder {root}, because another package has this name'
   else:
     remedy = f'run the command in the folder that contains {root}, or add that folder to PYTHONPATH'
   return InputError(
     subject, f'no module {missing} in {paths or f"{os.getcwd()} or on PYTHONPATH"}', remedy
   )
+
+
+def _is_package_folder(root: str, folder: pathlib.Path) -> bool:
+  """Returns whether the imported package `root` is this folder."""
+  places = getattr(sys.modules.get(root), '__path__', ())
+  return any(os.path.samefile(place, folder) for place in places if os.path.isdir(place))
 
 
 def describe_import_error(subject: str, call: str, error: BaseException) -> InputError:

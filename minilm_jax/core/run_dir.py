@@ -4,10 +4,10 @@ The logs metrics.jsonl, scores.jsonl and predictions.jsonl have one JSON object 
 ignore an incomplete last line, which a crash can leave. Process 0 of a multi-process run writes.
 """
 
-import io
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from etils import epath
 
@@ -67,10 +67,11 @@ _LINE_SCHEMAS = {
   PREDICTIONS: _LINE_FIELDS | {'predictions?': [NUMBER], 'labels?': [NUMBER]},
 }
 # Recipe fields that can differ when a run is resumed.
-_CHANGEABLE_FIELDS = (
-  *('log.sinks', 'log.project', 'log.name'),
-  # Properties of the machine.
-  *('mesh.population', 'mesh.data', 'mesh.model', 'corpus_placement', 'population.strategy'),
+_CHANGEABLE_FIELDS = ('log.sinks', 'log.project', 'log.name')
+# Fields for the machine, which the last start determines.
+_MACHINE_FIELDS = (
+  *('mesh.population', 'mesh.data', 'mesh.model'),
+  *('corpus_placement', 'population.strategy'),
 )
 _ABSENT = '(absent)'
 _CHECKPOINT, _CHECKPOINT_LINK = 'checkpoint', 'checkpoint_link'
@@ -99,9 +100,11 @@ def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
   if not path.exists():
     return
   try:
-    # The files of a bucket have no limit for the length of a line.
-    with path.open('rb') as stream, io.BufferedReader(cast(io.RawIOBase, stream)) as file:
-      for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES), b''), 1):
+    with path.open('rb') as file:
+      # The files of a bucket have no limit for the length of a line.
+      is_remote = '://' in os.fspath(path)
+      lines = file if is_remote else iter(lambda: file.readline(_MAX_LINE_BYTES), b'')
+      for number, line in enumerate(lines, 1):
         if not line.strip():
           continue
         try:
@@ -155,6 +158,8 @@ def open_run(
 ) -> epath.Path:
   """Creates a run directory with config.json, or opens an existing directory of the same recipe.
 
+  Fields for the machine, such as those of `mesh`, may have other values, which are then stored.
+
   Args:
     changeable: fields that can differ from the stored recipe, in addition to the log sinks.
 
@@ -187,7 +192,9 @@ def open_run(
   off = {name for name in new.keys() - old.keys() if not new[name]}
   changes = [
     f'{name} is {new.get(name, _ABSENT)!r}, stored is {old.get(name, _ABSENT)!r}'
-    for name in sorted((old.keys() | new.keys()).difference(off, _CHANGEABLE_FIELDS, changeable))
+    for name in sorted(
+      (old.keys() | new.keys()).difference(off, _CHANGEABLE_FIELDS, _MACHINE_FIELDS, changeable)
+    )
     if not paths.is_same(old.get(name, _ABSENT), new.get(name, _ABSENT))
   ]
   if changes:
@@ -196,6 +203,8 @@ def open_run(
       f'a run of another recipe: {"; ".join(changes[:6])}',
       'give another --workdir, or the stored recipe',
     )
+  if any(name in old and old[name] != new[name] for name in _MACHINE_FIELDS if name in new):
+    files.write_json(path, config)  # a recipe of pre-training, which has no link
   return workdir
 
 

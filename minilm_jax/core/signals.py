@@ -8,8 +8,8 @@
 | SIGUSR1 | Slurm and submitit, some time before the limit of a job |
 
 Python runs a handler in the main thread between two instructions. The exception of the first signal
-therefore runs every `finally`. A second signal exits immediately in a command, and raises an exception
-in a program that calls this package, such as a notebook. Other threads and ignored signals are
+therefore runs every `finally`. A second signal exits a command immediately. In a program that calls
+this package, such as a notebook, it raises an exception. Other threads and ignored signals are
 unaffected; a shell ignores SIGINT for background processes, and `nohup` ignores SIGHUP.
 
 In a job of Slurm, SIGUSR1 asks for a save alone, and the program goes on. Slurm sends SIGTERM at

@@ -18,7 +18,6 @@ import io
 import itertools
 import json
 import lzma
-import re
 import shlex
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -34,8 +33,6 @@ _BLOCK_BYTES = 1 << 20
 _MAX_BYTES_PER_CHAR = 4  # UTF-8
 _ROWS_PER_PARQUET_BATCH = 128
 _MAX_PARQUET_ROW_BYTES = 1 << 16  # numbers and file layout, in addition to the text
-# Types of Arrow, also of the parts of a nested column.
-_TIME_TYPE = re.compile(r'\b(timestamp|date32|date64|time32|time64|duration|month_)')
 # Arrow raises these for damaged files.
 _PARQUET_ERRORS = (*PARSE_ERRORS, OSError, NotImplementedError, ImportError)
 _DECOMPRESSORS = {'gz': 'gzip', 'xz': 'xz', 'zst': 'zstd'}
@@ -453,11 +450,24 @@ def _list_batch_rows(location: str, batch: Any) -> list[dict[str, Any]]:
   """Returns the rows of a batch of Arrow."""
   names, columns = [], []
   for field, column in zip(batch.schema, batch.columns, strict=True):
-    if not _TIME_TYPE.search(str(field.type)):
+    if not _has_times(field.type):
+      values = column.to_pylist()
       names.append(field.name)
-      columns.append(map(decode_bytes, column.to_pylist()))
+      columns.append(map(decode_bytes, values) if 'binary' in str(field.type) else values)
   rows = zip(*columns, strict=True) if columns else [()] * len(batch)
+  if len(set(names)) == len(names):
+    return [dict(zip(names, row, strict=True)) for row in rows]
   return [_make_row(location, list(zip(names, row, strict=True))) for row in rows]
+
+
+def _has_times(kind: Any) -> bool:
+  """Returns whether a type of Arrow, or a part of a nested type, is a date, a time or a duration."""
+  import pyarrow
+
+  if pyarrow.types.is_dictionary(kind):
+    return _has_times(kind.value_type)
+  parts = (kind.field(index).type for index in range(kind.num_fields))
+  return pyarrow.types.is_temporal(kind) or any(map(_has_times, parts))
 
 
 _ROW_READERS: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {

@@ -322,7 +322,7 @@ def _read_rows(file: str, card: Card) -> Iterator[tuple[str, ...]]:
       if not isinstance(row[field], str) or NO_TEXT.search(row[field]):
         raise InputError(
           f'text in {field!r} of {file}',
-          f'{row[field]!r} in row {number:,}',
+          f'{row[field]!r:.200} in row {number:,}',
           'give a string without NUL and without lone surrogates',
         )
     texts = tuple(row[field] for field in fields)
@@ -420,7 +420,7 @@ def _describe_shape(config: EncoderConfig) -> str:
   )
 
 
-def load_model(folder: epath.PathLike, trusted: str) -> Model:
+def load_model(folder: epath.PathLike, trusted: str | Sequence[str]) -> Model:
   """Opens a model; see `minilm_jax.load`."""
   recipe.allow_modules(trusted)
   path = epath.Path(folder).expanduser()

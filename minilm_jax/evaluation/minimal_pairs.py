@@ -88,6 +88,8 @@ def _open_tables(source: epath.PathLike) -> tuple[str, list[tuple[str, Iterator[
     # Hidden files are not tables: macOS adds `._a.jsonl` to `a.jsonl`.
     contents = sorted(file for file in path.iterdir() if not file.name.startswith('.'))
     tables = [file for file in contents if readers.detect_format(file) in _TABLE_FORMATS]
+    # Beside other tables, .json files have information about them.
+    tables = [file for file in tables if readers.detect_format(file) != 'json'] or tables
     names = [file.name for file in contents]
   if tables:
     name = (path.name or 'pairs') if is_folder else _strip_suffixes(path)

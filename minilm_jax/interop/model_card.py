@@ -320,7 +320,7 @@ def _describe_training(config: RunConfig, step: int, origin: str, length: int) -
     return ', '.join(dict.fromkeys(f'{value:g}' for value in values))
 
   rows = step * config.batch_size
-  actual = flops.actual_flops(model, config.largest_mask, length)
+  actual = flops.actual_flops(model, mask, length)
   honey = row_flops['honey'] * length / model.max_length
   cells = [
     ('updates', f'{step:,} of {config.num_steps:,}'),

@@ -41,7 +41,7 @@ The class cannot change loss, step or sharding; every device has a copy of the p
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -83,10 +83,11 @@ def load_custom_encoder(config: EncoderConfig) -> CustomEncoder:
       f'{name} is not a Flax NNX module',
       f'write class {name}(nnx.Module), with nnx of flax',
     )
+  build = cast(Callable[[EncoderConfig, nnx.Rngs], nnx.Module], encoder_class)
   shared: list[tuple[str, str]] = []
 
   def construct() -> nnx.Module:
-    model = encoder_class(config, nnx.Rngs(0))
+    model = build(config, nnx.Rngs(0))
     shared.extend(_find_shared(model))
     return model
 
@@ -114,7 +115,7 @@ def load_custom_encoder(config: EncoderConfig) -> CustomEncoder:
     table = _trace(subject, 'encoder.table', lambda model: model.table[...], shapes)
     shape = (config.vocab_size, config.hidden_size)
     _check_array(subject, 'encoder.table, which a tied head reads,', table, shape)
-  return CustomEncoder(encoder_class, shapes)
+  return CustomEncoder(build, shapes)
 
 
 def _check_call(subject: str, model: Any, shape: tuple[int, int, int], has_key: bool) -> None:

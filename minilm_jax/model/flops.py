@@ -7,7 +7,7 @@ pass:
   as a matrix product.
 - `kaplan`: 6 N a token (Kaplan et al., 2020).
 - `actual`: the matrix products of model and loss in this program, with logits only at masked
-  positions, without the extra columns of `cross_entropy`, and without the products of Muon.
+  positions. The extra columns of `cross_entropy` and the products of Muon do not count.
 
 No count has element-wise operations, except the taps of a short convolution. For convolutions, only
 `actual` is meaningful, because a weight acts on each pixel. Paper 2 also counts the zeros around

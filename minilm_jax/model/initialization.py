@@ -119,7 +119,7 @@ def _draw_bert(name: str, shape: tuple[int, ...], key: Key[Array, '']) -> Float[
 def cache_by_encoder(maxsize: int = 64) -> Callable[[F], F]:
   """Returns a decorator that caches a function of an `EncoderConfig`.
 
-  The class of a custom encoder is part of the key, because a notebook may define it again under the
+  The class of a custom encoder is part of the key. A notebook may define another class under the
   same name.
   """
 

@@ -177,12 +177,22 @@ def save_state(workdir: epath.PathLike, specs: Sequence[MemberSpec], state: Fine
 def load_state(
   workdir: epath.PathLike, specs: Sequence[MemberSpec], start: MemberState
 ) -> FinetuneState | None:
-  """Returns the saved state of the members, or None; arrays are sharded like those of `start`."""
+  """Returns the saved state of the members, or None; arrays are sharded like those of `start`.
+
+  Raises:
+    InputError: An array has another shape than in `start`.
+  """
   saved = _read(workdir, specs)
   if saved is None:
     return None
   record, arrays = saved
   leaves, tree = jax.tree.flatten(start)
+  if any(arrays[f'member {n}'].shape[1:] != leaf.shape[1:] for n, leaf in enumerate(leaves)):
+    raise InputError(
+      f'to resume the fine-tuning in {workdir}',
+      'a saved state with other shapes, as of a version that encoded the examples differently',
+      'give another --workdir',
+    )
   # Repeats of the last member fill a group, and their number depends on the devices.
   members_and_fill = np.minimum(np.arange(len(leaves[0])), len(specs) - 1)
   members = jax.tree.unflatten(

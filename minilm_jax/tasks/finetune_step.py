@@ -34,7 +34,7 @@ from minilm_jax.training.train_step import TrainState
 
 _EMBEDDING_TABLE = 'embedding.tokens.embedding'
 # Training on more tokens is faster with an update compiled for several lengths. Dropout depends on the
-# lengths, so a seed alone and the same seed beside others may differ.
+# lengths, so the scores of a seed may depend on the number of members.
 _MIN_TOKENS_TO_BUCKET = 10_000_000
 _MAX_VMAP_MEMBERS = 64  # of one operation on an accelerator
 _EVAL_ROWS = 64  # of one batch on an accelerator
@@ -251,8 +251,9 @@ def check_optimizer(config: FinetuneConfig, model: EncoderConfig) -> None:
   Raises:
     InputError: They lack one of the names.
   """
-  init = lambda: init_classifier(model, config.head, 0, jax.random.key(0))  # noqa: E731
-  optimizer.decay_mask(config.optimizer, optimizer.select_parameters(jax.eval_shape(init)))
+  init = lambda: init_classifier(model, config.head, 0, jax.random.key(0))
+  parameters = optimizer.select_parameters(jax.eval_shape(init))
+  optimizer.decay_mask(config.optimizer, parameters, config.optimizer.weight_decay > 0)
 
 
 def init_member(

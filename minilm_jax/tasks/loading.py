@@ -267,10 +267,10 @@ def split_validation(
 ) -> set[int]:
   """Returns the first round(fraction n) indices by a second hash of the text.
 
-  Texts that are equal except for case and white space stay together, because a model reads the same
-  pieces. The first of them gives the hash. A group of equal texts that exceeds the number is
-  skipped. So is a group that would leave fewer than two training examples of its class, if `labels`
-  has the classes.
+  Texts that are equal except for case and white space stay together, because a model of minilm
+  pretrain reads the same pieces. The first of them gives the hash. A group of equal texts that
+  exceeds the number is skipped. So is a group that would leave fewer than two training examples of
+  its class, if `labels` has the classes.
 
   >>> split_validation(['a', 'b', 'A', 'c', ' a'], 0.4) & {0, 2, 4}
   set()
@@ -280,9 +280,11 @@ def split_validation(
     groups[_make_key(text)].append(index)
   remaining = collections.Counter(labels)
   validation: set[int] = set()
-  for indices in sorted(
-    groups.values(), key=lambda group: _hash_text(_VALIDATION_SALT + texts[group[0]])
-  ):
+
+  def hash_group(indices: list[int]) -> bytes:
+    return _hash_text(_VALIDATION_SALT + texts[indices[0]])
+
+  for indices in sorted(groups.values(), key=hash_group):
     group = collections.Counter(labels[i] for i in indices) if labels else {}
     is_rare = any(remaining[label] - number < MIN_CLASS_SIZE for label, number in group.items())
     if not is_rare and len(validation) + len(indices) <= count:
@@ -292,7 +294,7 @@ def split_validation(
 
 
 def _make_key(text: str) -> str:
-  """Returns a text, or texts joined by NUL, as a model reads it: folded with single spaces."""
+  """Returns a text, or texts joined by NUL, as a pre-trained model reads it, with single spaces."""
   return ' '.join(normalization.fold_text(text).replace('\0', ' \0 ').split())
 
 

@@ -120,14 +120,17 @@ def _stable_then_decay(
   return lambda step: peak * (1 - jnp.sqrt(jnp.clip((step - (num_steps - decay)) / decay, 0, 1)))
 
 
-def decay_mask(config: OptimizerConfig, model: Any) -> Any:
+def decay_mask(config: OptimizerConfig, model: Any, is_decayed: bool = True) -> Any:
   """Returns a tree with True for parameters whose path contains no pattern of `no_decay`.
 
+  Args:
+    is_decayed: Whether there is weight decay, so that a pattern without parameters is refused.
+
   Raises:
-    InputError: A pattern matches no parameter, and the weight decay is not 0.
+    InputError: A pattern matches no parameter.
   """
   names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(model)[0]]
-  for pattern in config.no_decay if config.weight_decay else ():
+  for pattern in config.no_decay if is_decayed else ():
     if not any(pattern in name for name in names):
       raise InputError(
         f'optimizer.no_decay={pattern!r}',
@@ -135,10 +138,10 @@ def decay_mask(config: OptimizerConfig, model: Any) -> Any:
         f'give a part of a path such as {names[0]}',
       )
 
-  def is_decayed(path: tuple, leaf: Any) -> bool:
+  def has_no_pattern(path: tuple, leaf: Any) -> bool:
     return not any(pattern in path_name(path) for pattern in config.no_decay)
 
-  return jax.tree_util.tree_map_with_path(is_decayed, model)
+  return jax.tree_util.tree_map_with_path(has_no_pattern, model)
 
 
 def build_optimizer(
@@ -157,10 +160,12 @@ def build_optimizer(
     learning_rate: Replaces the learning rate of the configuration.
     weight_decay: Replaces the weight decay of the configuration.
   """
+  # A decay in the arguments may be an array, whose value is unknown.
+  is_decayed = weight_decay is not None or config.weight_decay > 0
   weight_decay = config.weight_decay if weight_decay is None else weight_decay
   clipping = [optax.clip_by_global_norm(config.clip)] if config.clip else []
   schedule, parameters = build_schedule(config, num_steps, learning_rate), select_parameters(model)
-  mask = decay_mask(config, parameters)
+  mask = decay_mask(config, parameters, is_decayed)
   transform = optax.adamw(
     schedule, config.beta1, config.beta2, config.epsilon, weight_decay=weight_decay, mask=mask
   )

@@ -155,7 +155,8 @@ def test_intervals_of_few_seeds_are_those_of_student_and_welch(
   ends = [step.per_1e15 * units, step.low * units, step.high * units]
   assert ends == pytest.approx([gain, gain - margin, gain + margin], rel=1e-3, nan_ok=True)
   option = cost_effectiveness.list_options(curves)[0]
-  assert (option.low, option.high) == pytest.approx((11 - 12.706, 11 + 12.706), rel=1e-3)
+  # Student's interval of ln 10 and ln 12, 2.3937 +- 12.706 x 0.0912.
+  assert (option.low, option.high) == pytest.approx((3.440, 34.885), rel=1e-3)
 
 
 def test_runs_of_one_seed_count_once_and_runs_without_seeds_are_not_paired():

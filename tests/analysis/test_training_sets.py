@@ -41,6 +41,18 @@ def test_a_scaling_study_uses_the_corpus_with_the_most_runs(tmp_path: pathlib.Pa
   assert '5,000 rows of the corpus B' in left_out['b0'] and '1,000 rows' in left_out['b0']
 
 
+def test_members_of_a_population_count_as_models(tmp_path: pathlib.Path):
+  write_corpus_run(tmp_path / 'population', 'A', 1000)
+  lines = [
+    {'step': 1, 'split': 'train', 'member': member, 'tokens': 64, 'loss': 5.0}
+    for member in range(3)
+  ]
+  run_dir.write_lines(tmp_path / 'population' / run_dir.METRICS, lines)
+  for number in range(2):
+    write_corpus_run(tmp_path / f'single{number}', 'B', 5000)
+  assert set(find_left_out(tmp_path)) == {'single0', 'single1'}
+
+
 def test_a_study_of_the_vocabulary_keeps_all_tokenizers(tmp_path: pathlib.Path):
   for vocab_size in (1000, 2000):
     for number in range(vocab_size // 500):

@@ -319,3 +319,25 @@ def test_a_stored_recipe_path_is_not_executed(tiny_run, tmp_path, monkeypatch):
   # refused by the shapes of the checkpoint, before an allocation of that size
   with pytest.raises(InputError):
     inference.fill_mask(tmp_path / 'run', 'the <mask>', 1)
+
+
+def test_a_missing_module_names_the_cause(tmp_path, monkeypatch):
+  monkeypatch.setattr(
+    recipe, '_trusted_modules', {'own_package.encodr', 'configs.mine', '__main__'}
+  )
+  monkeypatch.chdir(tmp_path)
+  for folder in ('own_package', 'configs'):
+    (tmp_path / folder).mkdir()
+  monkeypatch.syspath_prepend(str(tmp_path / 'none'))
+  with pytest.raises(InputError, match='run the command in the folder that contains own_package'):
+    recipe.import_class('own_package.encodr:E')
+  with pytest.raises(InputError, match='rename the folder configs'):
+    recipe.import_class('configs.mine:E')
+  with pytest.raises(InputError, match='no Encodr in'):
+    recipe.import_class('__main__:Encodr')
+
+
+@pytest.mark.parametrize('source', [{'documents.sources': 'x'}, {'kind': {'a.b': 1}}])
+def test_nested_dicts_with_other_names_are_refused(source: dict):
+  with pytest.raises(InputError, match='nested dicts'):
+    recipe.override_fields(source, {})

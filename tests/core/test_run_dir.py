@@ -83,15 +83,15 @@ def test_unreadable_json_is_refused(tmp_path, content: bytes | None):
   assert error.value.asked == 'the manifest of a corpus'
 
 
-def test_a_log_in_a_bucket_is_read(tmp_path, monkeypatch):
+def test_a_log_in_a_bucket_is_read(monkeypatch):
   """The files of fsspec read whole lines, and accept no limit."""
 
   class BucketFile(io.BytesIO):
     def readline(self) -> bytes:
       return super().readline()
 
-  (tmp_path / 'metrics.jsonl').write_text('')
-  path = epath.Path(tmp_path / 'metrics.jsonl')
+  path = epath.Path('gs://bucket/metrics.jsonl')
+  monkeypatch.setattr(type(path), 'exists', lambda path: True)
   lines = b'{"step": 1, "split": "train"}\n{"step": 2, "split": "train"}\n{"st'
   monkeypatch.setattr(type(path), 'open', lambda path, mode: BucketFile(lines))
   assert [line['step'] for line in run_dir.read_lines(path)] == [1, 2]
@@ -194,6 +194,16 @@ def test_a_file_in_place_of_a_run_is_refused(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(InputError, match='--workdir'):
     run_dir.open_run(tmp_path / 'file', {})
+
+
+def test_fields_for_the_machine_may_change_and_are_stored(tmp_path):
+  recipe = {'kind': 'pretrain', 'seed': 0, 'mesh': {'data': 8, 'model': 1}}
+  run_dir.open_run(tmp_path, recipe)
+  run_dir.open_run(tmp_path, recipe | {'mesh': {'data': 2, 'model': 1}})
+  stored = files.read_json(tmp_path / run_dir.CONFIG, 'the recipe')
+  assert stored['mesh'] == {'data': 2, 'model': 1}
+  with pytest.raises(InputError, match='seed is 1'):
+    run_dir.open_run(tmp_path, recipe | {'seed': 1})
 
 
 def test_the_folder_of_a_classifier_is_no_run(tmp_path):

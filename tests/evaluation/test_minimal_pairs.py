@@ -257,14 +257,23 @@ def test_missing_names_are_those_of_the_file_and_the_paradigm(tmp_path: pathlib.
 
 def test_dots_of_a_file_name_are_part_of_its_name(tmp_path: pathlib.Path):
   rows = [{name: row[name] for name in ('sentence_good', 'sentence_bad')} for row in ROWS]
-  (tmp_path / 'v1.4.json').write_text(json.dumps(rows))
   for name in ('v1.2.jsonl', 'v1.3.jsonl.xz', 'v1.JSONL'):
     write_jsonl(tmp_path / name, rows)
   assert minimal_pairs.name_pair_set(tmp_path / 'v1.3.jsonl.xz') == 'v1.3'
   pairs = minimal_pairs.read_pairs(tmp_path)
   assert Counter(pair.phenomenon for pair in pairs) == dict.fromkeys(
-    ('v1', 'v1.2', 'v1.3', 'v1.4'), len(rows)
+    ('v1', 'v1.2', 'v1.3'), len(rows)
   )
+
+
+def test_json_files_of_a_folder_are_tables_if_there_are_no_others(tmp_path: pathlib.Path):
+  rows = [{name: row[name] for name in ('sentence_good', 'sentence_bad')} for row in ROWS]
+  for name in ('first', 'second'):
+    (tmp_path / f'{name}.json').write_text(json.dumps(rows))
+  assert {pair.phenomenon for pair in minimal_pairs.read_pairs(tmp_path)} == {'first', 'second'}
+  write_jsonl(tmp_path / 'third.jsonl', rows)
+  (tmp_path / 'dataset_info.json').write_text('[{"pairs": 2}]')
+  assert {pair.phenomenon for pair in minimal_pairs.read_pairs(tmp_path)} == {'third'}
 
 
 def test_blimp_of_tfds_is_read(tmp_path: pathlib.Path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from minilm_jax.core import files, signals
+from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import finetune_resume
 from minilm_jax.tasks.finetune_results import EpochResult, MemberSpec
 from minilm_jax.tasks.finetune_resume import FinetuneState
@@ -66,6 +67,13 @@ def test_a_group_filled_for_other_devices_resumes(size: int, tmp_path: pathlib.P
   loaded = finetune_resume.load_state(tmp_path, specs, start)
   assert loaded.loss_sums.tolist() == [1.5] * size
   assert loaded.members.state.model['kernel'].tolist() == [[0.25] * 3] * size
+
+
+def test_a_state_of_other_shapes_is_refused(state: FinetuneState, tmp_path: pathlib.Path):
+  """An earlier version may have encoded the examples with other pieces."""
+  wider = jax.tree.map(lambda x: jnp.concatenate([x, x], -1) if x.ndim == 2 else x, state.members)
+  with pytest.raises(InputError, match='--workdir'):
+    finetune_resume.load_state(tmp_path, SPECS, wider)
 
 
 def is_absent(folder: pathlib.Path, specs: list[MemberSpec] = SPECS) -> bool:

@@ -121,7 +121,9 @@ def test_a_pattern_that_matches_nothing_is_refused():
   with pytest.raises(InputError, match="no_decay='layernorm'"):
     optimizer.decay_mask(make_optimizer_config(no_decay=('bias', 'layernorm')), PARAMETERS)
   unused = make_optimizer_config(no_decay=('bias', 'layernorm'), weight_decay=0.0)
-  assert not optimizer.decay_mask(unused, PARAMETERS)['up']['bias']
+  optimizer.build_optimizer(unused, 10, PARAMETERS)
+  with pytest.raises(InputError, match="no_decay='layernorm'"):  # a member may have weight decay
+    optimizer.build_optimizer(unused, 10, PARAMETERS, weight_decay=jnp.float32(0.1))
 
 
 def first_update(gradient: Any, **changes: Any) -> Any:

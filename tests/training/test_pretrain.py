@@ -352,6 +352,15 @@ def test_a_run_resumes_from_the_newest_intact_checkpoint(
   check_equals_finished(tmp_path, finished_run, config)
 
 
+def test_a_run_resumes_with_its_rows_in_files(finished_run, tiny_corpus, tmp_path):
+  with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+    kill_at(10, patch, run_dir, 'append_line')
+    run.pretrain(make_run_config(tiny_corpus), tmp_path)
+  config = make_run_config(tiny_corpus, corpus_placement='host')
+  run.pretrain(config, tmp_path)
+  check_equals_finished(tmp_path, finished_run, config)
+
+
 def test_saves_by_the_clock_change_nothing_else(finished_run, tiny_corpus, tmp_path):
   for minutes, saved in ((1e-9, [2, 4, 6, 8, 10, 12]), (1e3, [4, 8, 12])):
     config = make_run_config(

@@ -326,8 +326,8 @@ ABLATION_FORMAT = TableFormat(
     'Speed is tokens of the base until it leaves the plateau over those of the ablation. “At least” and '
     '“at most” are bounds, as some run never left. Tokens include pads.',
     'The compute multiplier is FLOPs of the base over FLOPs of the ablation. Both sides stop at the '
-    'lowest loss that all their runs reached. It is a bound if a run starts below that loss. FLOPs are '
-    'those of the program.',
+    'lowest loss that all their runs reached. The multiplier is a bound if the first evaluation of a '
+    'run is below that loss. FLOPs are those of the program.',
     'Ratios are geometric means over seeds with Student’s 95% interval.',
     f'Verdicts by the interval of the speed: above {CAUSES_ABOVE:g} {CAUSES}; above 1 {SHORTENS}; below 1 '
     f'{LENGTHENS}; below {UNCHANGED_BELOW:g} {NOT}. An ablation of several fields has no verdict.',

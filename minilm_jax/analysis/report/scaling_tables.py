@@ -265,7 +265,7 @@ DEPTH_SUMMARY_FORMAT = TableFormat(
   'Pairs of models of different depth; differences are deeper minus shallower.',
   (
     'Parameters, or FLOPs of the whole run, of a pair are within 10% of each other. Both models have '
-    'one recipe.',
+    'the same recipe.',
     'Runs that differ in their seeds alone are one model, with their means.',
   ),
 )

@@ -106,7 +106,7 @@ def _explain_indecision(row: ScoreRow) -> str:
   ):
     return 'All models, pre-trained and from scratch, predict one class.'
   if row.difference.high - row.difference.low < _NO_VARIANCE:
-    return 'The seeds do not vary, so the interval has no width.'
+    return 'The difference is equal for all seeds, so the interval has no width.'
   return ''
 
 

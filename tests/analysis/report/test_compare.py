@@ -223,7 +223,7 @@ def test_recipes_with_many_different_fields(tmp_path: pathlib.Path, capsys):
   others = [f'{tmp_path}/modern-{seed}' for seed in (0, 1, 2)]
   assert main.main(['ablations', f'--base={bases}', *others, f'--workdir={tmp_path / "out"}']) == 0
   output = ' '.join(capsys.readouterr().out.split())
-  assert re.search(r'compute multiplier 4\.\d+ \[3\.', output)
+  assert re.search(r'Does modern-0 [^?]+\?[^?]* compute multiplier 4\.\d+ \[3\.', output)
 
 
 def test_each_shape_has_its_own_figures(tmp_path: pathlib.Path, monkeypatch):
