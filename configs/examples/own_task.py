@@ -1,7 +1,7 @@
 """Fine-tuning on a custom task: a table of sentences with labels.
 
     minilm pretrain --config=configs/tiny.py --workdir=runs/tiny
-    minilm finetune --config=configs/examples/own_task.py --checkpoint=runs/tiny --workdir=runs/about --with_scratch
+    minilm finetune --config=configs/examples/own_task.py --checkpoint=runs/tiny --workdir=runs/about-scratch --with_scratch
 
 The table configs/examples/own_task.csv has 240 sentences with the label animal, person or thing.
 Set --config.task.train, --config.task.fields and --config.task.label for another table;
