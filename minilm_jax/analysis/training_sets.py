@@ -137,11 +137,11 @@ def find_other_sets(sets: Iterable[TrainingSet]) -> dict[str, str]:
     left_out |= _explain_other_sets(family, by_set[max(by_set)])
   for same_size in runs.group_by(largest_sets, lambda other: other.model['vocab_size']).values():
     by_text = runs.group_by(same_size, lambda other: (other.full_corpus, other.tokenizer))
-    most = max(
+    kept = max(
       by_text.values(),
       key=lambda group: (sum(each.curves for each in group), group[0].rows, group[0].key),
     )
-    left_out |= _explain_other_sets(same_size, most)
+    left_out |= _explain_other_sets(same_size, kept)
   return left_out
 
 
