@@ -12,10 +12,10 @@ The functions of this module do the work of the commands of `minilm`:
 
 Each function that writes a directory can be called again: it resumes there, or returns the stored
 result. A recipe is a file, `configs/x.py` or `configs/x.py:argument`, a ConfigDict or nested dicts;
-`overrides` replaces fields of the recipe by dotted name, such as `{'optimizer.learning_rate': 1e-3}`. A run with
-a custom encoder names its module: only modules in `trust`, such as `package.module` with commas
-between, are imported for a stored run. Invalid input raises `InputError`. Importing the package does
-not import JAX.
+`overrides` replaces fields of the recipe by dotted name, such as `{'optimizer.learning_rate': 1e-3}`.
+A run with a custom encoder names its module. For a stored run, only modules in `trust` are imported: a
+list of names, or text with commas between them. Invalid input raises `InputError`. Importing the
+package does not import JAX.
 """
 
 import os

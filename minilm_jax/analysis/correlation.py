@@ -395,8 +395,8 @@ def compare_depths(
   """Returns the differences between models whose parameters or FLOPs of a run are within 10%.
 
   Runs are finished. The two models have one vocabulary and the same recipe, apart from the shape.
-  Models of equal FLOPs may differ in the number of updates. FLOPs are the actual FLOPs if both models have them,
-  else those of the count of paper 1. The loss is that of the last evaluation.
+  Models of equal FLOPs may differ in the number of updates. FLOPs are the actual FLOPs if both
+  models have them, else those of the count of paper 1. The loss is that of the last evaluation.
   """
   scores = {
     series: {model.name: model.score for model in series_models}

@@ -351,7 +351,10 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 
 def allow_modules(names: str | Sequence[str]) -> None:
-  """Allows `import_class` to import modules: `package.module[:Class]`, a list or separated by commas."""
+  """Allows `import_class` to import modules: a list, or text with commas.
+
+  A class, as in `package.module:Class`, is ignored.
+  """
   names = names if isinstance(names, str) else ','.join(names)
   modules = (name.partition(':')[0].strip() for name in names.split(','))
   _trusted_modules.update(filter(None, modules))

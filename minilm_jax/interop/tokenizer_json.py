@@ -2,8 +2,8 @@
 
 The model file of SentencePiece has pieces with scores. Normalization is code, which becomes steps
 of `tokenizers`: NFC, lower case, U+FDD0 for the letter U+2581, single spaces for white space, no
-trailing spaces, a space before the text, U+2581 for a space. The merges of BPE follow from the pieces: two pieces merge if their
-concatenation is a piece, in the order of its score.
+trailing spaces, a space before the text, U+2581 for a space. The merges of BPE follow from the
+pieces: two pieces merge if their concatenation is a piece, in the order of its score.
 
 Both tokenizers differ in these cases:
 

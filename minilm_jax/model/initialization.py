@@ -1,8 +1,8 @@
 """Draws initial parameters by the rule `EncoderConfig.initialization`.
 
 A model is built first; then each parameter is drawn from a separate key. The initial value of a
-parameter depends only on the seed and its path, not on other parts of the model. Functions that trace
-a model are cached by `cache_by_encoder`.
+parameter depends only on the seed and its path, not on other parts of the model. Functions that
+trace a model are cached by `cache_by_encoder`.
 """
 
 import functools

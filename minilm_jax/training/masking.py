@@ -58,9 +58,9 @@ def mask_row(
 
   Args:
     shares: Rate of predicted tokens, share of them with a random token as input, share with the
-      original token as input. The remaining predicted tokens become `<mask>`. They replace the
-      numbers of `config`.
-    config: Its rate gives K, the number of positions; only positions within `shares` have a weight.
+      original token as input. The remaining predicted tokens become `<mask>`. The shares are those
+      of a member, and replace those of `config`.
+    config: Mask with the largest rate of any member, which gives K, the number of positions.
     vocab_size: Random tokens are drawn from the ids between the special tokens and this number.
 
   Returns:
