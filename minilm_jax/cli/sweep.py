@@ -155,7 +155,7 @@ def _measure_word_bits(model: epath.Path) -> float | None:
     folder = run_dir.read_corpus_hashes(model)['corpus_folder']
     if not corpus.read_manifest(folder)['splits']['validation']['rows']:
       return None
-    files.write_json(path, evaluate.evaluate_loss(model, '', 'validation', with_loss=False))
+    files.write_json(path, evaluate.evaluate_loss(model, '', 'validation', bits_only=True))
   return files.read_json(path, f'bits per word of {model}')['bits_per_word']
 
 

@@ -234,9 +234,8 @@ def test_masked_words_do_not_depend_on_the_tokenization():
 
 def test_bits_equal_the_log_softmax_of_masked_tokens(scored_rows, mesh):
   tokenizer, model, rows = scored_rows
-  result = likelihood.measure_bits(
-    jax.device_put(model, sharding.replicated(mesh)), rows, tokenizer, mesh
-  )
+  on_mesh = jax.device_put(model, sharding.replicated(mesh))
+  result = likelihood.measure_bits(on_mesh, rows, tokenizer, mesh)
   starts = np.asarray(tokenizer.starts_word())
   numbers = likelihood.number_words(rows, starts)
   masked = likelihood.mask_words(numbers, 0.15, 0)
@@ -259,6 +258,8 @@ def test_bits_equal_the_log_softmax_of_masked_tokens(scored_rows, mesh):
   assert all(first[name] == result[name] for name in ('bits_per_word', 'bits_per_byte'))
   settings = [(line['rate'], line['seed']) for line in others]
   assert settings == [(0.05, 0), (0.3, 0), (0.15, 1), (0.15, 2)]
+  alone = likelihood.measure_bits(on_mesh, rows, tokenizer, mesh, sensitivity=False)
+  assert alone == {**result, 'word_masks': [first]}
 
 
 def test_word_log_probabilities_do_not_depend_on_block_sizes(
