@@ -47,7 +47,7 @@ EXTRAS = {
   'data': ('apache_beam', 'tokenizers'),
   'training': ('wandb',),
   'bench': ('tokenizers', 'torch', 'transformers'),
-  'interop': ('safetensors', 'torch', 'transformers'),
+  'interop': ('safetensors', 'tokenizers', 'torch', 'transformers'),
   'cli': ('shtab',),
 }
 FLAX_PACKAGES = ('model', 'training')

@@ -23,7 +23,7 @@ from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError, require_library
 from minilm_jax.data import wrapped_tokenizer
 from minilm_jax.data.tokenizer import PAD_ID, SPECIAL_TOKENS, UNKNOWN_ID, Tokenizer
-from minilm_jax.interop import hf_config, hf_weights, tokenizer_json
+from minilm_jax.interop import hf_config, hf_weights
 from minilm_jax.interop.hf_weights import Family
 from minilm_jax.model import flops
 from minilm_jax.model.initialization import count_parameters
@@ -249,8 +249,9 @@ def _convert_word_list(path: epath.Path, names: list[str], subject: str) -> dict
       subject, f'{path.name} is not UTF-8: {error}', f'download {path.name} again'
     ) from None
   vocabulary = {line.rstrip('\r'): number for number, line in enumerate(lines)}
+  flags = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
   added = [
-    tokenizer_json.describe_special_token(name, vocabulary[name])
+    {'id': vocabulary[name], 'content': name, **flags, 'special': True}
     for name in names
     if name in vocabulary
   ]

@@ -20,9 +20,9 @@ Tokenizers that normalize text, and tokenizers other than BPE and unigram, are r
 """
 
 import dataclasses
-import itertools
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from google.protobuf import runtime_version
@@ -109,80 +109,49 @@ def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     InputError: `tokenizers` has no equal tokenizer.
   """
   model = _read_model(tokenizer.model)
-  decoders = [
-    _replace({'String': SPACE_MARK}, ' '),
-    {'type': 'ByteFallback'},
-    {'type': 'Fuse'},
-    {'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0},
-    _replace({'String': escape_space_mark(SPACE_MARK)}, SPACE_MARK),
+  import tokenizers
+  from tokenizers import decoders, normalizers, pre_tokenizers, processors
+
+  escaped_mark = escape_space_mark(SPACE_MARK)
+  fast = tokenizers.Tokenizer(_build_bpe(model) if model.kind == _BPE else _build_unigram(model))
+  fast.add_special_tokens(
+    [tokenizers.AddedToken(piece, normalized=False, special=True) for piece in SPECIAL_TOKENS]
+  )
+  fast.normalizer = normalizers.Sequence(
+    [
+      getattr(normalizers, NORMALIZATION)(),
+      normalizers.Replace(tokenizers.Regex(_FINAL_SIGMA), 'ς'),
+      normalizers.Lowercase(),
+      normalizers.Replace(SPACE_MARK, escaped_mark),
+      normalizers.Replace(tokenizers.Regex(WHITE_SPACE), ' '),
+      normalizers.Replace(tokenizers.Regex(' {2,}'), ' '),
+      normalizers.Replace(tokenizers.Regex(r' +\z'), ''),
+    ]
+  )
+  steps = [
+    # A space before the text, but not after a special token.
+    pre_tokenizers.Metaspace(' ', prepend_scheme='first', split=False),
+    pre_tokenizers.Metaspace(SPACE_MARK, prepend_scheme='never', split=False),
   ]
-  return {
-    'version': '1.0',
-    'truncation': None,
-    'padding': None,
-    'added_tokens': list(map(describe_special_token, SPECIAL_TOKENS, itertools.count())),
-    'normalizer': _build_normalizer(),
-    'pre_tokenizer': _build_pre_tokenizer(model),
-    'post_processor': _build_post_processor(),
-    'decoder': {'type': 'Sequence', 'decoders': decoders},
-    'model': _build_bpe(model) if model.kind == _BPE else _build_unigram(model),
-  }
-
-
-def describe_special_token(piece: str, number: int) -> dict[str, Any]:
-  """Returns an entry of `added_tokens`."""
-  flags = dict.fromkeys(('single_word', 'lstrip', 'rstrip', 'normalized'), False)
-  return {'id': number, 'content': piece, **flags, 'special': True}
-
-
-def _build_normalizer() -> dict[str, Any]:
-  """Returns the steps from text to NFC in lower case with single spaces, and none at the end."""
-  return {
-    'type': 'Sequence',
-    'normalizers': [
-      {'type': NORMALIZATION},
-      _replace({'Regex': _FINAL_SIGMA}, 'ς'),
-      {'type': 'Lowercase'},
-      _replace({'String': SPACE_MARK}, escape_space_mark(SPACE_MARK)),
-      _replace({'Regex': WHITE_SPACE}, ' '),
-      _replace({'Regex': ' {2,}'}, ' '),
-      _replace({'Regex': r' +\z'}, ''),
-    ],
-  }
-
-
-def _build_pre_tokenizer(model: _Model) -> dict[str, Any]:
-  """Returns the steps that add a space before a text, and write U+2581 for a space.
-
-  The scheme 'first' adds no space after a special token.
-  """
-  steps = [_replace_spaces(' ', 'first'), _replace_spaces(SPACE_MARK, 'never')]
-  steps += [_split_special(model)] * (model.kind == _UNIGRAM)
-  return {'type': 'Sequence', 'pretokenizers': steps}
-
-
-def _replace_spaces(replacement: str, prepend_scheme: str) -> dict[str, Any]:
-  return {
-    'type': 'Metaspace',
-    'replacement': replacement,
-    'prepend_scheme': prepend_scheme,
-    'split': False,
-  }
-
-
-def _build_post_processor() -> dict[str, Any]:
-  """Returns the template of special pieces around one text and between two."""
-  names = [SPECIAL_TOKENS[number] for number in (BEGIN_ID, END_ID)]
-  begin, end = ({'SpecialToken': {'id': name, 'type_id': 0}} for name in names)
-  first, second = ({'Sequence': {'id': name, 'type_id': 0}} for name in 'AB')
-  return {
-    'type': 'TemplateProcessing',
-    'single': [begin, first, end],
-    'pair': [begin, first, end, end, second, end],
-    'special_tokens': {
-      name: {'id': name, 'ids': [SPECIAL_TOKENS.index(name)], 'tokens': [name]} for name in names
-    },
-  }
+  if model.kind == _UNIGRAM:
+    steps.append(pre_tokenizers.Split(tokenizers.Regex(_find_cuts(model)), 'isolated'))
+  fast.pre_tokenizer = pre_tokenizers.Sequence(steps)
+  begin, end = SPECIAL_TOKENS[BEGIN_ID], SPECIAL_TOKENS[END_ID]
+  fast.post_processor = processors.TemplateProcessing(
+    f'{begin} $A {end}',
+    f'{begin} $A {end} {end} $B:0 {end}',
+    [(begin, BEGIN_ID), (end, END_ID)],
+  )
+  fast.decoder = decoders.Sequence(
+    [
+      decoders.Replace(SPACE_MARK, ' '),
+      decoders.ByteFallback(),
+      decoders.Fuse(),
+      decoders.Strip(' ', left=1),
+      decoders.Replace(escaped_mark, SPACE_MARK),
+    ]
+  )
+  return json.loads(fast.to_str())
 
 
 def build_tokenizer_config(length: int, split_special_tokens: bool) -> dict[str, Any]:
@@ -253,11 +222,9 @@ def _encode(tokenizer: Tokenizer, text: str, split_special_tokens: bool) -> list
   return ids
 
 
-def _replace(pattern: Mapping[str, str], content: str) -> dict[str, Any]:
-  return {'type': 'Replace', 'pattern': dict(pattern), 'content': content}
+def _build_bpe(model: _Model) -> Any:
+  from tokenizers import models
 
-
-def _build_bpe(model: _Model) -> dict[str, Any]:
   ordinary = model.ordinary_ids()
   for piece in ordinary:
     if not ordinary.keys() >= set(piece):
@@ -268,38 +235,31 @@ def _build_bpe(model: _Model) -> dict[str, Any]:
     merges += [
       (-model.rows[number][1], number, pair) for pair in splits if ordinary.keys() >= set(pair)
     ]
-  return {
-    'type': 'BPE',
-    'dropout': None,
-    'unk_token': SPECIAL_TOKENS[UNKNOWN_ID],
-    'continuing_subword_prefix': None,
-    'end_of_word_suffix': None,
-    'fuse_unk': True,
-    'byte_fallback': model.has_bytes,
-    'ignore_merges': False,
-    'vocab': {piece: number for number, (piece, _, _) in enumerate(model.rows)},
-    'merges': [list(pair) for *_, pair in sorted(merges, key=lambda merge: merge[:2])],
-  }
+  return models.BPE(
+    {piece: number for number, (piece, _, _) in enumerate(model.rows)},
+    [pair for *_, pair in sorted(merges, key=lambda merge: merge[:2])],
+    unk_token=SPECIAL_TOKENS[UNKNOWN_ID],
+    fuse_unk=True,
+    byte_fallback=model.has_bytes,
+  )
 
 
-def _build_unigram(model: _Model) -> dict[str, Any]:
+def _build_unigram(model: _Model) -> Any:
+  from tokenizers import models
+
   # `tokenizers` uses the minimum over all pieces, SentencePiece that of ordinary pieces.
   min_score = min(score for _, score, kind in model.rows if kind == _NORMAL)
-  return {
-    'type': 'Unigram',
-    'unk_id': UNKNOWN_ID,
-    'byte_fallback': model.has_bytes,
-    'vocab': [
-      [piece, score if kind == _NORMAL else min_score] for piece, score, kind in model.rows
-    ],
-  }
+  vocabulary = [
+    (piece, score if kind == _NORMAL else min_score) for piece, score, kind in model.rows
+  ]
+  return models.Unigram(vocabulary, UNKNOWN_ID, model.has_bytes)
 
 
-def _split_special(model: _Model) -> dict[str, Any]:
-  """Returns a step that splits letters that unigram would encode as a special or byte piece.
+def _find_cuts(model: _Model) -> str:
+  """Returns the places to split letters that unigram would encode as a special or byte piece.
 
-  The step splits between two letters that no ordinary piece contains in sequence, so it changes no
-  other segmentation.
+  The expression matches between two letters that no ordinary piece contains in sequence, so a split
+  changes no other segmentation.
   """
   ordinary, cuts = model.ordinary_ids(), []
   patterns = {piece: re.escape(piece) for piece in SPECIAL_TOKENS}
@@ -316,12 +276,7 @@ def _split_special(model: _Model) -> dict[str, Any]:
       raise _make_error(f'pieces with parts of {piece}, which unigram could encode as {piece}')
     before = re.escape(piece[: positions[0]])
     cuts.append(f'(?<={before})(?={pattern[len(before) :]})')
-  return {
-    'type': 'Split',
-    'pattern': {'Regex': '|'.join(cuts)},
-    'behavior': 'Isolated',
-    'invert': False,
-  }
+  return '|'.join(cuts)
 
 
 def _make_error(fault: str) -> InputError:

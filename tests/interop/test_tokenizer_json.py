@@ -188,11 +188,12 @@ def test_pieces_that_combine_to_a_special_token_are_refused():
     *((piece, -1.0, 1) for piece in ('<s', 's>', '<', 's', '>')),
   )
   with pytest.raises(InputError, match='<s>'):
-    tokenizer_json._split_special(tokenizer_json._Model(rows, 1, False))
+    tokenizer_json._find_cuts(tokenizer_json._Model(rows, 1, False))
 
 
 def test_a_conversion_has_the_pieces_of_the_model(tokenizer: Tokenizer):
-  """Pieces, scores and byte pieces equal those of SentencePiece; the library is not needed."""
+  """Pieces, scores and byte pieces equal those of SentencePiece."""
+  pytest.importorskip('tokenizers', reason='needs tokenizers, which is of the extra [hf]')
   processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
   model = tokenizer_json.build_tokenizer_json(tokenizer)['model']
   unigram = model['type'] == 'Unigram'
