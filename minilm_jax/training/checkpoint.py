@@ -318,22 +318,28 @@ def _make_corrupt_error(workdir: epath.PathLike, step: int, damage: str) -> Corr
   return CorruptCheckpointError(f'the checkpoint of step {step} in {workdir}', damage, remedy)
 
 
-def restore(workdir: epath.PathLike, like: T, step: int) -> T:
+def restore(workdir: epath.PathLike, like: T, step: int, prefix: str = '') -> T:
   """Restores the state saved at `step`, with the structure and sharding of `like`.
+
+  Args:
+    prefix: Restores the part of the state below this path; '' for the whole state.
 
   Raises:
     CorruptCheckpointError: The checkpoint has no checksums and cannot be read.
     InputError: Checkpoint and `like` differ in paths, shapes or types.
   """
-  targets = flatten(like)
-  with _convert_read_errors(workdir, step), ocp.StandardCheckpointer() as reader:
-    path = step_folder(workdir, step) / 'default'
-    _check_same_arrays(
-      f'the checkpoint of step {step} in {workdir}',
-      _read_metadata(reader, path, workdir, step),
-      targets,
-    )
-    arrays = reader.restore(path, targets)
+  start, subject = f'{prefix}.' if prefix else '', f'the checkpoint of step {step} in {workdir}'
+  targets = {start + name: leaf for name, leaf in flatten(like).items()}
+  path = step_folder(workdir, step) / 'default'
+  with _convert_read_errors(workdir, step), ocp.PyTreeCheckpointer() as reader:
+    metadata = reader.metadata(path).item_metadata if path.exists() else None
+    if metadata is None:
+      raise _make_corrupt_error(workdir, step, f'no arrays in {path}')
+    saved = {name: x for name, x in metadata.tree.items() if name.startswith(start)}
+    _check_same_arrays(f'{prefix} of {subject}' if prefix else subject, saved, targets)
+    restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
+    arguments = ocp.args.PyTreeRestore(targets, restore_args=restore_args, partial_restore=True)
+    arrays = reader.restore(path, args=arguments)
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in targets])
 
 
@@ -344,7 +350,7 @@ def restore_part(
   step: int | None = None,
   sharding: jax.sharding.Sharding | None = None,
 ) -> T:
-  """Restores the part of a checkpoint below a path, such as 'model.encoder'.
+  """Verifies a checkpoint, and restores its part below a path, such as 'model.encoder'.
 
   Args:
     sharding: Sharding of all arrays; the first device by default.
@@ -357,19 +363,8 @@ def restore_part(
   verify(workdir, step)
   # This machine may lack the devices of the run.
   sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  targets = {
-    f'{prefix}.{name}': jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
-    for name, x in flatten(like).items()
-  }
-  with _convert_read_errors(workdir, step), ocp.PyTreeCheckpointer() as reader:
-    path = step_folder(workdir, step) / 'default'
-    metadata = _read_metadata(reader, path, workdir, step)
-    part = {name: x for name, x in metadata.items() if name.startswith(prefix + '.')}
-    _check_same_arrays(f'{prefix} of the checkpoint of step {step} in {workdir}', part, targets)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
-    arguments = ocp.args.PyTreeRestore(targets, restore_args=restore_args, partial_restore=True)
-    arrays = reader.restore(path, args=arguments)
-  return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in targets])
+  targets = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
+  return restore(workdir, targets, step, prefix)
 
 
 @contextlib.contextmanager
@@ -389,16 +384,6 @@ def _convert_read_errors(workdir: epath.PathLike, step: int) -> Iterator[None]:
         'use the versions of jax and orbax-checkpoint that saved the checkpoint',
       ) from error
     raise _make_corrupt_error(workdir, step, fault) from error
-
-
-def _read_metadata(
-  reader: ocp.Checkpointer, path: epath.Path, workdir: epath.PathLike, step: int
-) -> dict[str, Any]:
-  """Returns shape and type of every array of a checkpoint."""
-  metadata = reader.metadata(path).item_metadata if path.exists() else None
-  if metadata is None:
-    raise _make_corrupt_error(workdir, step, f'no arrays in {path}')
-  return metadata.tree
 
 
 def _check_same_arrays(subject: str, saved: dict[str, Any], targets: dict[str, Any]) -> None:

@@ -198,15 +198,12 @@ def extract_member(source: epath.PathLike, member: int, workdir: epath.PathLike)
       else f'use --checkpoint={source} without extracting a member',
     )
   step = checkpoint.resolve_step(source)
-  checkpoint.verify(source, step)
   member_config = population.member_configs(config)[member]
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   shapes = jax.eval_shape(
     jax.vmap(functools.partial(train_step.init_state, config=config)),
     population.member_seeds(config),
   )
-  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
-  state = population.select_member(checkpoint.restore(source, like, step), member)
+  state = population.select_member(checkpoint.restore_part(source, shapes, '', step), member)
   with lock.hold_lock(workdir):
     if (later := checkpoint.latest_step(workdir) or 0) > step:
       raise InputError(

@@ -273,7 +273,7 @@ def test_a_process_with_one_device_restores_a_checkpoint_of_eight(saved):
 def test_a_signal_during_a_restore_is_raised_afterwards(saved, monkeypatch):
   """Orbax converts exceptions that a signal handler raises during a read."""
   workdir, _ = saved
-  read = checkpoint.ocp.StandardCheckpointer.restore
+  read = checkpoint.ocp.PyTreeCheckpointer.restore
 
   def interrupted(*arguments: Any) -> Any:
     try:
@@ -282,7 +282,7 @@ def test_a_signal_during_a_restore_is_raised_afterwards(saved, monkeypatch):
       raise Exception('Encountered error while reading array') from error  # noqa: TRY002, as Orbax does
     return read(*arguments)
 
-  monkeypatch.setattr(checkpoint.ocp.StandardCheckpointer, 'restore', interrupted)
+  monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointer, 'restore', interrupted)
   with pytest.raises(signals.Interrupted, match='SIGTERM'), signals.raise_on_signals():
     checkpoint.restore(workdir, shapes(run_config(ONE)), checkpoint.latest_step(workdir))
 
