@@ -63,7 +63,7 @@ def check_sinks(config: LogConfig) -> None:
     InputError: The library of W&B is not installed.
   """
   if 'wandb' in config.sinks:
-    _import_wandb()
+    require_library('wandb', 'wandb', '--config.log.sinks=wandb')
 
 
 @contextlib.contextmanager
@@ -112,15 +112,17 @@ class EventFiles:
 
   def __init__(self, workdir: epath.Path, members: int, lines: Lines):
     names = [f'member-{member}' for member in range(members)] if members > 1 else ['']
-    self._files: list[epath.Path] = []
     # Pauses between starts do not count.
     self._began = time.time() - (lines[-1]['seconds'] if lines else 0)
+    # The version of the file, and a session start that voids old events.
+    header = _encode_event(wall_time=self._began, file_version=_EVENTS_VERSION) + _encode_event(
+      wall_time=self._began, step=0, session_log={'status': 'START'}
+    )
+    self._files: list[epath.Path] = []
     for member, name in enumerate(names):
+      member_lines = [line for line in lines if line.get('member', member) == member]
       folder = workdir / EVENTS_FOLDER / name if name else workdir / EVENTS_FOLDER
-      member_lines = [line for line in lines if 'member' not in line or line['member'] == member]
-      self._files.append(
-        _begin_file(folder, _build_header(self._began) + self._encode(member_lines))
-      )
+      self._files.append(_begin_file(folder, header + self._encode(member_lines)))
 
   def append(self, lines: Lines) -> None:
     """Appends lines of the log, each to the event file of a member.
@@ -129,31 +131,25 @@ class EventFiles:
       OSError: A file could not be written.
     """
     for line in lines:
-      member = line['member'] if 'member' in line else 0
-      files.append_bytes(self._files[member], self._encode([line]))
+      files.append_bytes(self._files[line.get('member', 0)], self._encode([line]))
 
   def _encode(self, lines: Lines) -> bytes:
     """Returns the finite scalars of each line as records, with tags such as `train/loss`."""
-    event_pb2, summary_pb2 = _import_messages()
-    records = []
-    for line in lines:
-      if line['split'] not in _CURVE_SPLITS:
-        continue
-      values = [
-        summary_pb2.Summary.Value(tag=f'{line["split"]}/{name}', simple_value=value)
-        for name, value in line.items()
-        if name not in _NOT_CURVES and value is not None and math.isfinite(value)
-      ]
-      records.append(
-        _encode_record(
-          event_pb2.Event(
-            wall_time=self._began + line['seconds'],
-            step=line['step'],
-            summary=summary_pb2.Summary(value=values),
-          )
-        )
+    return b''.join(
+      _encode_event(
+        wall_time=self._began + line['seconds'],
+        step=line['step'],
+        summary={
+          'value': [
+            {'tag': f'{line["split"]}/{name}', 'simple_value': value}
+            for name, value in line.items()
+            if name not in _NOT_CURVES and value is not None and math.isfinite(value)
+          ]
+        },
       )
-    return b''.join(records)
+      for line in lines
+      if line['split'] in _CURVE_SPLITS
+    )
 
 
 def _begin_file(folder: epath.Path, data: bytes) -> epath.Path:
@@ -177,37 +173,15 @@ def _begin_file(folder: epath.Path, data: bytes) -> epath.Path:
   return path
 
 
-def _import_messages() -> tuple[Any, Any]:
-  """Returns the protobuf modules of events and summaries."""
-  from tensorboardX.proto import event_pb2, summary_pb2
-
-  return event_pb2, summary_pb2
-
-
-def _build_header(began: float) -> bytes:
-  """Returns the first records of a file: its version, and a session start that voids old events."""
-  event_pb2, _ = _import_messages()
-  start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-  return _encode_record(
-    event_pb2.Event(wall_time=began, file_version=_EVENTS_VERSION)
-  ) + _encode_record(event_pb2.Event(wall_time=began, step=0, session_log=start))
-
-
-def _encode_record(event: Any) -> bytes:
-  """Returns a message as a TFRecord: length and bytes, each with a masked CRC-32C."""
+def _encode_event(**fields: Any) -> bytes:
+  """Returns an event as a TFRecord: length and bytes, each with a masked CRC-32C."""
   from tensorboardX import record_writer
+  from tensorboardX.proto import event_pb2
 
-  data = event.SerializeToString()
+  data = event_pb2.Event(**fields).SerializeToString()
   length = struct.pack('<Q', len(data))
   checksums = [struct.pack('<I', record_writer.masked_crc32c(part)) for part in (length, data)]
   return length + checksums[0] + data + checksums[1]
-
-
-def _import_wandb() -> Any:
-  require_library('wandb', 'wandb', '--config.log.sinks=wandb')
-  import wandb
-
-  return wandb
 
 
 @contextlib.contextmanager
@@ -219,7 +193,8 @@ def _open_wandb(config: RunConfig, workdir: epath.Path, lines: Lines) -> Iterato
   Raises:
     WandbUnavailable: W&B cannot be used, online or offline.
   """
-  wandb = _import_wandb()
+  import wandb
+
   wandb_run = _begin_wandb_run(wandb, config, workdir)
   try:
     yield lambda new: _send_to_wandb(wandb, wandb_run, new)
