@@ -50,7 +50,7 @@ class MetricsLog:
     self._started = time.monotonic() - (lines[-1]['seconds'] if lines else 0)
     train = [line for line in lines if line['split'] == 'train']
     self._recent_losses = [
-      collections.deque((line['loss'] for line in train if _is_of(line, member)), SPIKE_WINDOW)
+      collections.deque((line['loss'] for line in train if line.get('member', member) == member), SPIKE_WINDOW)
       for member in range(len(members))
     ]
 
@@ -133,11 +133,6 @@ def validation_losses(lines: Sequence[dict[str, Any]]) -> dict[int, float]:
     if line['split'] == 'validation':
       losses.setdefault(line['step'], []).append(line['loss'])
   return {step: float(np.mean(values)) for step, values in losses.items()}
-
-
-def _is_of(line: dict[str, Any], member: int) -> bool:
-  """Returns whether a line is of a member; lines of a run of one model lack the key `member`."""
-  return 'member' not in line or line['member'] == member
 
 
 def write_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:
