@@ -50,7 +50,9 @@ class MetricsLog:
     self._started = time.monotonic() - (lines[-1]['seconds'] if lines else 0)
     train = [line for line in lines if line['split'] == 'train']
     self._recent_losses = [
-      collections.deque((line['loss'] for line in train if line.get('member', member) == member), SPIKE_WINDOW)
+      collections.deque(
+        (line['loss'] for line in train if line.get('member', member) == member), SPIKE_WINDOW
+      )
       for member in range(len(members))
     ]
 
