@@ -22,7 +22,7 @@ from minilm_jax.core.errors import TEXT, InputError
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.data import wrapped_tokenizer
 from minilm_jax.data.tokenizer import Tokenizer, load_tokenizer
-from minilm_jax.model.heads import Classifier, MaskedLanguageModel, init_classifier
+from minilm_jax.model.heads import Classifier, MaskedLanguageModel
 from minilm_jax.model.initialization import count_parameters
 from minilm_jax.tasks import classifier
 from minilm_jax.tasks.classifier import Card, SavedClassifier
@@ -70,7 +70,7 @@ class LoadedModel:
     return self.card.length if self.card else self.config.max_length
 
   def classifier(self) -> SavedClassifier:
-    """Returns the model as a classifier, with a card for computation in float32.
+    """Returns the model as a classifier.
 
     Raises:
       InputError: The model is that of a pre-training run.
@@ -81,8 +81,7 @@ class LoadedModel:
         'a pre-training run',
         'give a classifier of minilm finetune ... --config.save_classifiers=True',
       )
-    card = dataclasses.replace(self.card, model=self.config)
-    return SavedClassifier(card, self.model, self.tokenizer, self.identity)
+    return SavedClassifier(self.card, self.model, self.tokenizer, self.identity)
 
   def describe_source(self) -> dict[str, Any]:
     """Returns the fields of every export.json."""
@@ -162,9 +161,9 @@ def load_model(ref: str, as_program: bool = False) -> LoadedModel:
   if step is None:
     config = classifier.read_card(folder).model
     _check_exportable(ref, load_tokenizer(folder / run_dir.TOKENIZER), config, as_program)
-    saved = classifier.load_classifier(folder)
-    model, config = _with_float32(saved.model, saved.card)
-    return LoadedModel(folder, None, config, model, saved.tokenizer, saved.card, 0, saved.identity)
+    saved = classifier.load_classifier(folder, changes={'dtype': 'float32'})
+    card, model = saved.card, saved.model
+    return LoadedModel(folder, None, card.model, model, saved.tokenizer, card, 0, saved.identity)
   recipe = pretrained.load_single_config(folder)
   _check_exportable(ref, pretrained.load_tokenizer(folder), recipe.model, as_program)
   run = pretrained.load(folder, step, changes={'dtype': 'float32'})
@@ -190,15 +189,6 @@ def _check_exportable(
     if all(fault.startswith('model.encoder=') for fault in faults):
       remedy = 'export a classifier with --format=stablehlo, or a model without custom encoder'
     raise InputError(f'an export of {ref}', ', '.join(faults), remedy)
-
-
-def _with_float32(model: Classifier, card: Card) -> tuple[Classifier, EncoderConfig]:
-  """Returns the model with equal weights and computation in float32, and its configuration."""
-  config = dataclasses.replace(card.model, dtype='float32')
-  shapes = jax.eval_shape(
-    lambda: init_classifier(config, card.head, len(card.labels), jax.random.key(0))
-  )
-  return jax.tree.unflatten(jax.tree.structure(shapes), jax.tree.leaves(model)), config
 
 
 def existing_export(workdir: str, identity: dict[str, Any]) -> dict[str, Any] | None:

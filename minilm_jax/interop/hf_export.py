@@ -19,7 +19,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -237,7 +237,10 @@ def _compare_logits(loaded: LoadedModel, model: Any, tokenizer: Any, texts: Sequ
   """
   import torch
 
-  compute_logits, differences = jax.jit(_build_logits(loaded)), []
+  # The head 'positions' has a weight for each position, pads included.
+  has_full_rows = loaded.head is not None and loaded.head.pooling == 'positions'
+  num_pads = loaded.config.max_length - loaded.length if has_full_rows else 0
+  differences = []
   for first in range(0, len(texts), _BATCH_SIZE):
     batch_texts = list(texts[first : first + _BATCH_SIZE])
     batch = tokenizer(
@@ -251,26 +254,19 @@ def _compare_logits(loaded: LoadedModel, model: Any, tokenizer: Any, texts: Sequ
     with torch.no_grad():
       expected = model(**batch).logits.float().numpy()
     compared = np.ones(len(tokens), bool) if loaded.card else tokens != PAD_ID
-    logits = np.asarray(compute_logits(loaded.model, tokens))
+    padded = np.pad(tokens, ((0, 0), (0, num_pads)), constant_values=PAD_ID)
+    logits = np.asarray(_compute_logits(loaded.model, padded))
     differences.append(np.abs(logits - expected)[compared].max())
   return float(np.max(differences))  # NaN if any difference is NaN
 
 
-def _build_logits(loaded: LoadedModel) -> Callable[[Any, Any], Any]:
-  """Returns a function from a model and tokens to logits of each token, or of each row."""
-  # The head 'positions' has a weight for each position, pads included.
-  is_full = loaded.card is not None and loaded.card.head.pooling == 'positions'
-
-  def compute_logits(model: MaskedLanguageModel | Classifier, tokens: Int[Any, 'B L']) -> Any:
-    if isinstance(model, MaskedLanguageModel):
-      positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-      return model(tokens, tokens != PAD_ID, positions)
-    if is_full:
-      fill = (0, 0), (0, loaded.config.max_length - tokens.shape[1])
-      tokens = jnp.pad(tokens, fill, constant_values=PAD_ID)
-    return model(tokens, tokens != PAD_ID)
-
-  return compute_logits
+@jax.jit
+def _compute_logits(model: MaskedLanguageModel | Classifier, tokens: Int[Any, 'B L']) -> Any:
+  """Returns the logits of each token by a masked LM, or of each row by a classifier."""
+  if isinstance(model, MaskedLanguageModel):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return model(tokens, tokens != PAD_ID, positions)
+  return model(tokens, tokens != PAD_ID)
 
 
 def _compare_guesses(loaded: LoadedModel, pipeline: Any) -> float:

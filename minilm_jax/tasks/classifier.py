@@ -199,14 +199,18 @@ def read_manifest(path: epath.PathLike) -> dict[str, Any]:
   return manifest
 
 
-def load_classifier(path: epath.PathLike) -> SavedClassifier:
+def load_classifier(path: epath.PathLike, changes: Mapping[str, Any] = {}) -> SavedClassifier:
   """Loads a saved classifier onto the host.
+
+  Args:
+    changes: Fields of the encoder to replace, such as `dtype`.
 
   Raises:
     InputError: The folder is not a classifier, or a file or weight is changed.
   """
   path = epath.Path(path)
   manifest, card, subject = read_manifest(path), read_card(path), f'the weights of {path}'
+  card = dataclasses.replace(card, model=dataclasses.replace(card.model, **changes))
   if checkpoint.latest_step(path) is None:
     raise InputError(subject, f'no checkpoint in {path / checkpoint.FOLDER}', _COPY_REMEDY)
   restored = pretrained.restore_model(
