@@ -39,7 +39,6 @@ Rules:
 The class cannot change loss, step or sharding; every device has a copy of the parameters.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
@@ -53,22 +52,9 @@ from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.model.initialization import cache_by_encoder, path_name
 
 
-@dataclasses.dataclass(frozen=True)
-class CustomEncoder:
-  """A custom encoder that passed the checks.
-
-  Attributes:
-    build: The class.
-    shapes: An instance with shapes in place of arrays.
-  """
-
-  build: Callable[[EncoderConfig, nnx.Rngs], nnx.Module]
-  shapes: Any
-
-
 @cache_by_encoder()
-def load_custom_encoder(config: EncoderConfig) -> CustomEncoder:
-  """Returns the encoder of `config.encoder`, after checks on shapes without computation.
+def load_custom_encoder(config: EncoderConfig) -> Callable[[EncoderConfig, nnx.Rngs], nnx.Module]:
+  """Returns the class of `config.encoder`, after checks on shapes without computation.
 
   Raises:
     InputError: The class is not trusted, is missing, is not a Flax NNX module, or lacks the
@@ -115,7 +101,7 @@ def load_custom_encoder(config: EncoderConfig) -> CustomEncoder:
     table = _trace(subject, 'encoder.table', lambda model: model.table[...], shapes)
     shape = (config.vocab_size, config.hidden_size)
     _check_array(subject, 'encoder.table, which a tied head reads,', table, shape)
-  return CustomEncoder(build, shapes)
+  return build
 
 
 def _check_call(subject: str, model: Any, shape: tuple[int, int, int], has_key: bool) -> None:

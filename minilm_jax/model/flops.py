@@ -57,19 +57,6 @@ def _list_parameter_sizes(config: EncoderConfig) -> dict[str, int]:
   return {path: size for path, size in sizes.items() if not is_statistic(path)}
 
 
-def _load_custom_shapes(config: EncoderConfig) -> Any:
-  """Returns the custom encoder with shapes in place of arrays."""
-  # Imported late, because only a recipe with a custom encoder needs the loader.
-  from minilm_jax.model.custom import load_custom_encoder
-
-  return load_custom_encoder(config).shapes
-
-
-def _list_front_end_inputs(config: EncoderConfig) -> list[int]:
-  """Returns the number of input channels of each convolution but the last."""
-  return [1] + [config.channels] * (config.convolutions - 1)
-
-
 def flops_per_row(config: EncoderConfig, mask: MaskConfig) -> dict[str, int]:
   """Returns the counts `honey`, `kaplan` and `actual` of a training row of `config.max_length`."""
   return {
@@ -123,11 +110,11 @@ def count_front_end_flops(config: EncoderConfig, length: int) -> int:
   """Returns the FLOPs of the convolutions over a row, without products with padding zeros."""
   if not config.convolutions:
     return 0
-  inputs, d = _list_front_end_inputs(config), config.channels
+  d, inputs = config.channels, 1 + config.channels * (config.convolutions - 1)
   pairs = _count_pairs(length, config.kernel[0]) * _count_pairs(
     config.hidden_size, config.kernel[1]
   )
-  return 2 * (sum(inputs) * d * pairs + d * length * config.hidden_size)
+  return 2 * (inputs * d * pairs + d * length * config.hidden_size)
 
 
 def _count_pairs(size: int, kernel: int) -> int:
@@ -144,7 +131,7 @@ def _count_pairs(size: int, kernel: int) -> int:
 def _count_custom_flops(config: EncoderConfig, length: int) -> int:
   row = (jax.ShapeDtypeStruct((1, length), kind) for kind in (jnp.int32, jnp.bool_))
   trace = jax.make_jaxpr(lambda model, tokens, mask: model(tokens, mask, key=None))
-  return count_product_flops(trace(_load_custom_shapes(config), *row).jaxpr)
+  return count_product_flops(trace(trace_masked_language_model(config).encoder, *row).jaxpr)
 
 
 def count_product_flops(jaxpr: Any) -> int:

@@ -34,7 +34,7 @@ def _build_encoder(config: EncoderConfig, rngs: nnx.Rngs) -> Any:
   # Imported late, because only a recipe with a custom encoder needs the loader.
   from minilm_jax.model.custom import load_custom_encoder
 
-  return load_custom_encoder(config).build(config, rngs)
+  return load_custom_encoder(config)(config, rngs)
 
 
 class MaskedLanguageModel(nnx.Module):

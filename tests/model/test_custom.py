@@ -138,7 +138,7 @@ def test_class_of_a_recipe_on_the_command_line_is_trusted(empty_folder: pathlib.
     'show',
     ['--config=configs/tiny.py', '--config.model.encoder=own:Encoder'],
   )
-  assert isinstance(custom.load_custom_encoder(config.model).build, type)
+  assert isinstance(custom.load_custom_encoder(config.model), type)
   assert flops.count_parameters_by_part(config.model)['embedding'] == 512 * 64
 
 
