@@ -102,7 +102,8 @@ def read_shape(
 ) -> EncoderConfig:
   """Returns the configuration of the model of a config.json.
 
-  `tie_word_embeddings` matters only for a model with a masked-LM head (`has_head`).
+  `tie_word_embeddings` matters only for a model with a masked-LM head (`has_head`). All families
+  have the defaults of EncoderConfig in further fields, such as `norm` and `positions`.
 
   Raises:
     InputError: A size is missing or invalid, or the activation is not supported.
@@ -143,17 +144,6 @@ def read_shape(
     flops_heads=fields['num_attention_heads'],
     projection_norm=is_square,
     segment_embeddings_for_pairs=family.pair_segments and fields['type_vocab_size'] > 1,
-    # Equal in all families.
-    convolutions=0,
-    kernel=(),
-    channels=0,
-    convolution='paper2',
-    norm='post',
-    positions='learned',
-    dtype='float32',
-    remat=False,
-    encoder='',
-    short_convolution=0,
   )
 
 
