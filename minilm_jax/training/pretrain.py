@@ -23,21 +23,6 @@ from minilm_jax.training.train_step import NonFinite, TrainState
 ProfileContext = Callable[[int, int], contextlib.AbstractContextManager[None]]
 
 
-@dataclasses.dataclass(frozen=True)
-class StartPoint:
-  """The point from which a run continues.
-
-  Attributes:
-    state: The restored or initial state.
-    step: Number of updates of the state; the largest number of any member of a population.
-    active: Members at this step; the others stopped at a non-finite update.
-  """
-
-  state: TrainState
-  step: int
-  active: list[int]
-
-
 @runtime_checkable
 class BatchSource(Protocol):
   """Supplies the rows of chunks, as the classes of `batches.py`."""
@@ -110,7 +95,7 @@ class Outputs:
 
 
 def train(
-  start: StartPoint,
+  state: TrainState,
   outputs: Outputs,
   batches: BatchSource,
   check_lock: Callable[[], None],
@@ -129,11 +114,11 @@ def train(
     signals.InterruptedAfterSave: A signal came, and the run was saved after the chunk.
   """
   config, program, checkpoints = outputs.config, outputs.program, outputs.checkpoints
-  state, active = start.state, start.active
-  with progress.track_progress('pre-training', config.num_steps, 'updates', start.step) as update:
+  step, active = find_active_members(state)
+  with progress.track_progress('pre-training', config.num_steps, 'updates', step) as update:
     with distributed.raise_together():
       run_chunk = compile_chunk(config, program, batches.spec)
-    for chunk in schedule(config, start.step):
+    for chunk in schedule(config, step):
       with distributed.raise_together():
         check_lock()
         rows = batches.take(chunk.first, chunk.steps)
@@ -158,6 +143,15 @@ def train(
         checkpoints.finish()
         progress.log(f'saved at update {chunk.last:,} after SIGUSR1; the run continues')
   return state, active
+
+
+def find_active_members(state: TrainState) -> tuple[int, list[int]]:
+  """Returns the number of updates of a run, and the members that have all of them.
+
+  The other members of a population stopped earlier, at a non-finite update.
+  """
+  steps = np.ravel(distributed.to_host(state.step))
+  return int(steps.max()), np.flatnonzero(steps == steps.max()).tolist()
 
 
 @dataclasses.dataclass(frozen=True)

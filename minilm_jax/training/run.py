@@ -7,18 +7,17 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-import numpy as np
 from etils import epath
 
 from minilm_jax.core import distributed, progress, run_dir, signals
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.data.corpus import read_manifest
 from minilm_jax.training import checkpoint, log_sinks, metrics_log, run_setup
 from minilm_jax.training.batches import load_resident, open_batches
 from minilm_jax.training.origin import make_start_state, parse_origin, resolve_origin
-from minilm_jax.training.pretrain import Outputs, ProfileContext, StartPoint, train
+from minilm_jax.training.pretrain import Outputs, ProfileContext, find_active_members, train
 from minilm_jax.training.program import TrainProgram, build_program
+from minilm_jax.training.train_step import TrainState
 
 T = TypeVar('T')
 CORRUPT_SUFFIX = '.corrupt'
@@ -56,20 +55,20 @@ def pretrain(
   run_setup.check_recipe(config, workdir, origin_record)
   with distributed.raise_together():
     program = build_program(config)
-  workdir, corpus_folder = distributed.primary_first(
+  workdir, corpus_folder, manifest = distributed.primary_first(
     lambda: run_setup.open_or_create_run(config, workdir, origin_record)
   )
   if (result := run_setup.read_result(config, workdir)) is not None:
     return result
   with run_setup.lock_run(workdir) as check_lock:
-    start, lines = restore_or_init(config, workdir, program)
+    state, lines = restore_or_init(config, workdir, program)
     with signals.note_signals() as interrupt:
-      with _open_outputs(config, workdir, program, corpus_folder, lines) as outputs:
-        state, active = start.state, start.active
+      with _open_outputs(config, workdir, program, corpus_folder, manifest, lines) as outputs:
+        step, active = find_active_members(state)
         # A run may have been stopped between its last checkpoint and its result.
-        if start.step < config.num_steps:
+        if step < config.num_steps:
           with open_batches(config, program, corpus_folder) as batches:
-            state, active = train(start, outputs, batches, check_lock, interrupt, profile)
+            state, active = train(state, outputs, batches, check_lock, interrupt, profile)
         outputs.evaluate('test', state, active, config.num_steps)
       return distributed.primary_first(lambda: metrics_log.write_result(config, workdir))
 
@@ -80,10 +79,15 @@ def _open_outputs(
   workdir: epath.Path,
   program: TrainProgram,
   corpus_folder: epath.Path,
+  manifest: dict[str, Any],
   lines: list[dict[str, Any]],
 ) -> Iterator[Outputs]:
-  """Yields the outputs of a run; `lines` are the lines of the log from earlier starts."""
-  manifest = read_manifest(corpus_folder)
+  """Yields the outputs of a run.
+
+  Args:
+    manifest: Manifest of the corpus.
+    lines: Lines of the log from earlier starts.
+  """
   with distributed.raise_together():
     splits = {
       name: load_resident(program, corpus_folder, name, config.eval.rows)
@@ -103,7 +107,7 @@ def _open_outputs(
 
 def restore_or_init(
   config: RunConfig, workdir: epath.Path, program: TrainProgram
-) -> tuple[StartPoint, list[dict[str, Any]]]:
+) -> tuple[TrainState, list[dict[str, Any]]]:
   """Restores the newest intact checkpoint of a run, or initializes its state.
 
   Removes later lines from the log, and returns the lines up to the step of the state.
@@ -123,17 +127,14 @@ def restore_or_init(
     state = make_start_state(config, workdir, program)
   else:
     progress.log(f'resuming from the checkpoint of update {saved_step:,}')
-  member_steps = np.ravel(distributed.to_host(state.step))
-  step = int(member_steps.max())
-  active = [member for member, member_step in enumerate(member_steps) if member_step == step]
-  stopped = len(member_steps) - len(active)
+  stopped = config.population.members - len(find_active_members(state)[1])
   if stopped and config.nonfinite == 'stop':
     raise InputError(
       f'the run in {workdir}',
       f'{stopped} members with a non-finite update',
       'lower optimizer.learning_rate or set optimizer.clip, and give another --workdir',
     )
-  return StartPoint(state, step, active), lines
+  return state, lines
 
 
 def restore_latest(workdir: epath.PathLike, like: T) -> tuple[int | None, T | None]:

@@ -121,14 +121,14 @@ def validate_corpus(
 
 def open_or_create_run(
   config: RunConfig, workdir: epath.PathLike, origin: Mapping[str, Any] = {}
-) -> tuple[epath.Path, epath.Path]:
+) -> tuple[epath.Path, epath.Path, dict[str, Any]]:
   """Creates or opens the work directory, and builds the corpus if `config.corpus` is a recipe file.
 
   Args:
     origin: The field `origin` of the manifest of a new run, as from `run_dir.read_origin`.
 
   Returns:
-    The work directory and the folder of the corpus.
+    The work directory, the folder of the corpus, and the manifest of the corpus.
 
   Raises:
     InputError: The directory belongs to another recipe, corpus or tokenizer, or to an imported
@@ -159,7 +159,7 @@ def open_or_create_run(
     _check_manifest(workdir, folder, manifest)
   else:
     _write_manifest(config, workdir, folder, manifest, origin)
-  return workdir, folder
+  return workdir, folder, manifest
 
 
 def _select_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:

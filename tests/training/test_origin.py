@@ -127,16 +127,16 @@ def started_run(tiny_run, tiny_corpus, tmp_path_factory) -> pathlib.Path:
 def test_moments_come_from_the_origin(started_run, tiny_run, tiny_corpus, monkeypatch):
   """Counts of updates belong to moments, apart from that of the schedule."""
   config = make_run_config(tiny_corpus, **{'model.vocab_size': 520})
-  start, _ = run.restore_or_init(config, epath.Path(started_run), program.build_program(config))
+  state, _ = run.restore_or_init(config, epath.Path(started_run), program.build_program(config))
   shapes = program.build_program(pretrained.load_config(tiny_run)).shapes
   saved = checkpoint.restore(tiny_run, shapes, 8)
   expected, counts = checkpoint.flatten(saved.optimizer), []
-  for name, leaf in checkpoint.flatten(start.state.optimizer).items():
+  for name, leaf in checkpoint.flatten(state.optimizer).items():
     if name.endswith('count'):
       counts.append((int(leaf), int(expected[name])))
     else:
       np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
-  assert sorted(counts) == [(0, 8), (8, 8)] and int(start.state.step) == start.step == 0
+  assert sorted(counts) == [(0, 8), (8, 8)] and int(state.step) == 0
 
 
 @pytest.mark.parametrize(

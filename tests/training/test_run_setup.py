@@ -21,7 +21,7 @@ from tests.tiny_config import make_run_config
 def opened_run(tiny_corpus, tmp_path_factory) -> pathlib.Path:
   """A run before its first step."""
   folder = tmp_path_factory.mktemp('opened')
-  assert run_setup.open_or_create_run(make_run_config(tiny_corpus), folder) == (
+  assert run_setup.open_or_create_run(make_run_config(tiny_corpus), folder)[:2] == (
     epath.Path(folder),
     epath.Path(tiny_corpus),
   )
