@@ -9,7 +9,7 @@ import dataclasses
 import os
 import pathlib
 import shutil
-import tempfile
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -229,7 +229,8 @@ def atomic_export_folder(workdir: str) -> Iterator[pathlib.Path]:
   missing = [parent for parent in target.parents if not parent.exists()]
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = pathlib.Path(tempfile.mkdtemp(prefix=f'.{target.name}.', dir=target.parent))
+    folder = target.parent / f'.{target.name}.{uuid.uuid4().hex}'
+    folder.mkdir()
   except OSError as error:
     raise InputError(
       f'an export to {workdir}', f'the folder cannot be created: {error}', _OTHER_WORKDIR
@@ -237,7 +238,6 @@ def atomic_export_folder(workdir: str) -> Iterator[pathlib.Path]:
   complete = False
   try:
     yield folder
-    folder.chmod(0o777 & ~_read_umask())  # only the user can read a temporary folder
     folder.rename(target)  # replaces only an empty folder
     complete = True
   except OSError as error:
@@ -250,9 +250,3 @@ def atomic_export_folder(workdir: str) -> Iterator[pathlib.Path]:
       for parent in missing:
         with contextlib.suppress(OSError):
           parent.rmdir()  # fails if the folder is not empty
-
-
-def _read_umask() -> int:
-  mask = os.umask(0)
-  os.umask(mask)
-  return mask

@@ -266,7 +266,6 @@ def load_weights(shapes: M, weights: Mapping[str, np.ndarray], modules: Mapping[
   Args:
     shapes: Model of `jax.ShapeDtypeStruct`, of which the parameters have other axes than PyTorch.
     weights: Weights of transformers by name, of any floating type. Matrices are `[out, in]`.
-    modules: Modules of the model in minilm_jax and in transformers.
 
   Raises:
     InputError: Weights are missing, unexpected, of another shape, or not finite.

@@ -114,7 +114,6 @@ def build_card(
   """Returns the model card of a pre-training run, a fine-tuning run, or a classifier.
 
   Args:
-    folder: The run directory, or the folder of a classifier.
     step: Step of the checkpoint of a pre-training run; the latest by default.
     tags: Further lines of the front matter, such as `pipeline_tag: fill-mask`.
     use: A section on the use of the model, in Markdown.

@@ -212,12 +212,9 @@ def _compare(source: SavedClassifier, program: Program, fixed_batch: int | None)
 def _measure_latency(program: Program, tokens: Int[np.ndarray, 'B L']) -> dict[str, float]:
   """Returns `median` and `p95` of the milliseconds of a call, from tokens to probabilities."""
   seconds = []
-  for number in range(_WARMUP_CALLS + _NUM_CALLS):
+  for _ in range(_WARMUP_CALLS + _NUM_CALLS):
     begin = time.perf_counter()
     program(tokens)
-    if number >= _WARMUP_CALLS:
-      seconds.append(time.perf_counter() - begin)
-  return {
-    name: 1e3 * float(np.quantile(seconds, share))
-    for name, share in (('median', 0.5), ('p95', 0.95))
-  }
+    seconds.append(time.perf_counter() - begin)
+  median, p95 = np.quantile(seconds[_WARMUP_CALLS:], (0.5, 0.95)).tolist()
+  return {'median': 1e3 * median, 'p95': 1e3 * p95}

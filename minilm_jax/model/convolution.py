@@ -276,7 +276,6 @@ class FrontEnd(nnx.Module):
     In the form `fixed`, neither number nor content of pads changes the vector of a token.
 
     Args:
-      x: Vectors of the tokens.
       mask: True at tokens, false at pads.
       key: A key for each row in training: `paper2` uses batch statistics, `fixed` drops units.
     """

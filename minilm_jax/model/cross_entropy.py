@@ -71,8 +71,6 @@ def cross_entropy_sum(
 
   Args:
     x: Input of the output projection, in the type of the products and of its own gradient.
-    kernel: Kernel of the output projection.
-    bias: Bias of the output projection.
     targets: Correct token at each position.
     weights: Weight of each position, without a gradient.
     count: Number of blocks, a divisor of B.

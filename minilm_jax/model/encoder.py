@@ -252,12 +252,6 @@ class Block(nnx.Module):
     x = self.attention_norm(x + apply_dropout(mixed, rate, attention_key))
     return self.feed_forward_norm(x + apply_dropout(self.feed_forward(x), rate, feed_forward_key))
 
-  def attention_weights(
-    self, x: Float[Array, 'B L D'], mask: Bool[Array, 'B L']
-  ) -> Float[Array, 'B H L L']:
-    """Returns the attention weights of the block for `x`, without dropout."""
-    return self.attention.weights(self.attention_norm(x) if self.config.norm == 'pre' else x, mask)
-
 
 class Encoder(nnx.Module):
   """Encodes token ids as one vector a token.
@@ -326,7 +320,6 @@ class Encoder(nnx.Module):
     The third axis is the token that attends, the fourth the attended token.
 
     Args:
-      tokens: Ids.
       mask: True at tokens, false at pads, which have weight 0.
     """
     length = tokens.shape[1]
@@ -334,7 +327,8 @@ class Encoder(nnx.Module):
     x = self._embed(tokens, mask, None, None)
     weights = []
     for block in self.blocks:
-      weights.append(block.attention_weights(x, mask)[..., :length, :length])
+      inputs = block.attention_norm(x) if self.config.norm == 'pre' else x
+      weights.append(block.attention.weights(inputs, mask)[..., :length, :length])
       x = block(x, mask, None)
     return weights
 

@@ -91,9 +91,7 @@ def paper1_flops(config: EncoderConfig) -> int:
 def encoder_flops(config: EncoderConfig, length: int) -> int:
   """Returns the FLOPs of the products of a forward pass over a row, two a multiply-add.
 
-  Args:
-    config: Configuration of the encoder; BatchNorm pads each row to `max_length`.
-    length: Tokens of the row.
+  BatchNorm pads each row to `max_length`.
   """
   if config.encoder:
     return _count_custom_flops(config, length)

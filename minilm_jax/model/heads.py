@@ -110,7 +110,6 @@ class Head(nnx.Module):
     """Returns logits of each row.
 
     Args:
-      x: Vectors of the tokens.
       mask: True at tokens, false at pads.
       before: Keys of the dropout before the dense layer.
       after: Keys of the dropout after the dense layer.

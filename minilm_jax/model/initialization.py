@@ -40,7 +40,6 @@ def initialize(model: M, rule: str, key: Key[Array, ''], skip_prefix: str = '') 
 
   Args:
     model: A module with arrays or shapes; paths name its parameters.
-    rule: 'standard', 'paper1' or 'bert'.
     key: A key of the INIT or HEAD stream.
     skip_prefix: Parameters with this prefix keep their values; '' skips none.
   """

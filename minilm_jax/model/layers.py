@@ -40,8 +40,6 @@ def apply_dropout(
   elements.
 
   Args:
-    x: An array with the batch as first axis.
-    rate: Share of elements to drop.
     key: A key for each row, so a row does not depend on other rows; None in evaluation.
   """
   if key is None or rate == 0:
@@ -66,8 +64,6 @@ def build_layer_norm(
   """Returns a LayerNorm that computes in float32 and returns `config.dtype`.
 
   Args:
-    size: Number of features to normalise over.
-    config: The configuration, for `norm_epsilon` and `dtype`.
     rngs: Unused random streams that Flax requires.
     two_passes: Whether to subtract the mean before squaring, for few features of similar value.
   """

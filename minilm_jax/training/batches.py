@@ -7,6 +7,7 @@ of a batch are a function of `(seed, step)`.
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -73,19 +74,13 @@ class FileSource:
 
   def _build_order(self) -> Callable[[np.uint32], jax.Array]:
     """Returns a jitted function from a step to the row numbers `[P S B]` of the next S batches."""
-    steps, seeds = np.arange(self._config.log.every), self._seeds
-    batch_size, count = self._config.batch_size, self._count
+    seeds, steps = jnp.asarray(self._seeds)[:, None], jnp.arange(self._config.log.every)[None]
 
-    def batch(seed: rng.Counter, step: rng.Counter) -> jax.Array:
-      return select_batch_rows(seed, step, batch_size, count)[0]
+    @functools.partial(jnp.vectorize, signature='(),()->(B)')
+    def select(seed: rng.Counter, step: rng.Counter) -> jax.Array:
+      return select_batch_rows(seed, step, self._config.batch_size, self._count)[0]
 
-    @jax.jit
-    def order(first: Any) -> jax.Array:
-      return jax.vmap(
-        lambda seed: jax.vmap(lambda step: batch(seed, first + step))(jnp.asarray(steps))
-      )(jnp.asarray(seeds))
-
-    return order
+    return jax.jit(lambda first: select(seeds, first + steps))
 
   def _read(self, step: int) -> BatchWindow:
     rows = np.asarray(self._order(np.uint32(step)))

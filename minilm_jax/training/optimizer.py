@@ -69,8 +69,6 @@ def build_schedule(
     and then `lr (n - e) / (n - 1)`.
 
   Args:
-    config: The configuration of the optimizer.
-    num_steps: Number of updates of the run.
     learning_rate: Replaces the learning rate of the configuration.
   """
   peak = config.learning_rate if learning_rate is None else learning_rate
@@ -154,8 +152,6 @@ def build_optimizer(
   """Returns AdamW, or Muon and AdamW, with clipping and the schedule of a configuration.
 
   Args:
-    config: The configuration of the optimizer.
-    num_steps: Number of updates of the run.
     model: Arrays or shapes; only paths and shapes are read.
     learning_rate: Replaces the learning rate of the configuration.
     weight_decay: Replaces the weight decay of the configuration.
