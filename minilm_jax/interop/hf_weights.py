@@ -20,7 +20,7 @@ from minilm_jax.core.model_config import TRANSFORMERS_ACTIVATIONS, EncoderConfig
 from minilm_jax.data import tokenizer
 from minilm_jax.model import heads
 from minilm_jax.model.heads import Classifier, MaskedLanguageModel
-from minilm_jax.model.initialization import path_name
+from minilm_jax.model.initialization import flatten, map_with_name
 
 MODELING_MODULE = 'modeling_minilm'
 EMBEDDING, _BLOCK = 'embeddings', 'encoder.layer.N'
@@ -270,10 +270,9 @@ def load_weights(shapes: M, weights: Mapping[str, np.ndarray], modules: Mapping[
   Raises:
     InputError: Weights are missing, unexpected, of another shape, or not finite.
   """
-  shapes_by_name = {path_name(path): leaf.shape for path, leaf in jax.tree.leaves_with_path(shapes)}
   expected = {
-    hf_parameter_name(name, modules): shape[::-1] if name.endswith('.kernel') else shape
-    for name, shape in shapes_by_name.items()
+    hf_parameter_name(name, modules): x.shape[::-1] if name.endswith('.kernel') else x.shape
+    for name, x in flatten(shapes).items()
   }
   weights = {name: weight for name, weight in weights.items() if not name.endswith(_BUFFERS)}
   faults = {
@@ -301,13 +300,12 @@ def load_weights(shapes: M, weights: Mapping[str, np.ndarray], modules: Mapping[
       'for a RoBERTa), and all weights of a supported model, such as RobertaForMaskedLM',
     )
 
-  def fill(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-    name = path_name(path)
+  def fill(name: str, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     weight = np.asarray(weights[hf_parameter_name(name, modules)], leaf.dtype)
     # A copy, because torch may change its array.
     return jnp.array(weight.T if name.endswith('.kernel') else weight)
 
-  return jax.tree_util.tree_map_with_path(fill, shapes)
+  return map_with_name(fill, shapes)
 
 
 def _format_names(names: list[str]) -> str:
@@ -372,8 +370,8 @@ def export_weights(
 def _transpose_parameters(model: Any) -> Weights:
   """Returns parameters by path, with the axes of PyTorch."""
   arrays = {}
-  for path, leaf in jax.tree.leaves_with_path(model):
-    name, array = path_name(path), np.asarray(leaf, np.float32)
+  for name, leaf in flatten(model).items():
+    array = np.asarray(leaf, np.float32)
     if name.endswith('.kernel'):
       array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
     arrays[name] = np.ascontiguousarray(array)

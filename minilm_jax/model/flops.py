@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from minilm_jax.core.config import MaskConfig
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.model.heads import trace_masked_language_model
-from minilm_jax.model.initialization import cache_by_encoder, is_statistic, path_name
+from minilm_jax.model.initialization import cache_by_encoder, list_parameter_sizes
 
 TRAINING_FACTOR = 3  # forward and backward pass relative to the forward pass
 
@@ -38,7 +38,7 @@ def count_parameters_by_part(config: EncoderConfig) -> dict[str, int]:
   `embedding` counts the embedding tables and their norm, `other` all other parameters, and `total`
   is the sum. `other` includes an untied output matrix, as in the 42 logged runs of paper 1.
   """
-  sizes = _list_parameter_sizes(config)
+  sizes = list_parameter_sizes(trace_masked_language_model(config))
   embedding = sum(size for path, size in sizes.items() if 'embedding' in path.split('.'))
   total = sum(sizes.values())
   return {'embedding': embedding, 'other': total - embedding, 'total': total}
@@ -46,15 +46,8 @@ def count_parameters_by_part(config: EncoderConfig) -> dict[str, int]:
 
 def count_front_end_parameters(config: EncoderConfig) -> int:
   """Returns the number of parameters of the convolutions, without running statistics."""
-  sizes = _list_parameter_sizes(config)
+  sizes = list_parameter_sizes(trace_masked_language_model(config))
   return sum(size for path, size in sizes.items() if path.startswith('encoder.convolution.'))
-
-
-def _list_parameter_sizes(config: EncoderConfig) -> dict[str, int]:
-  """Returns the number of elements of each parameter by its path."""
-  leaves = jax.tree_util.tree_leaves_with_path(trace_masked_language_model(config))
-  sizes = {path_name(path): math.prod(leaf.shape) for path, leaf in leaves}
-  return {path: size for path, size in sizes.items() if not is_statistic(path)}
 
 
 def flops_per_row(config: EncoderConfig, mask: MaskConfig) -> dict[str, int]:

@@ -44,14 +44,11 @@ def initialize(model: M, rule: str, key: Key[Array, ''], skip_prefix: str = '') 
     skip_prefix: Parameters with this prefix keep their values; '' skips none.
   """
   draw = {'standard': _draw_standard, 'paper1': _draw_paper1, 'bert': _draw_bert}[rule]
-  shapes = {
-    path_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(model)
-  }
+  shapes = {name: leaf.shape for name, leaf in flatten(model).items()}
 
   def draw_parameter(
-    path: tuple, leaf: Float[Array, '*S'] | Float[jax.ShapeDtypeStruct, '*S']
+    name: str, leaf: Float[Array, '*S'] | Float[jax.ShapeDtypeStruct, '*S']
   ) -> Float[Array, '*S']:
-    name = path_name(path)
     parameter_key = jax.random.fold_in(key, zlib.crc32(name.encode()))
     module, _, kind = name.rpartition('.')
     if skip_prefix and name.startswith(skip_prefix):
@@ -65,7 +62,7 @@ def initialize(model: M, rule: str, key: Key[Array, ''], skip_prefix: str = '') 
       return jax.random.uniform(parameter_key, leaf.shape, leaf.dtype, -bound, bound)
     return draw(name, leaf.shape, parameter_key).astype(leaf.dtype)
 
-  return jax.tree_util.tree_map_with_path(draw_parameter, model)
+  return map_with_name(draw_parameter, model)
 
 
 def path_name(path: tuple) -> str:
@@ -77,13 +74,28 @@ def path_name(path: tuple) -> str:
   return '.'.join(parts[:-1] if parts[-1] == 'value' else parts)
 
 
+def flatten(tree: Any) -> dict[str, Any]:
+  """Returns the leaves of a pytree by their path."""
+  return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def map_with_name(function: Callable[..., Any], tree: Any, *others: Any) -> Any:
+  """Returns a pytree of the results of `function(path, leaf, *leaves of the other trees)`."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, *leaves: function(path_name(path), *leaves), tree, *others
+  )
+
+
+def list_parameter_sizes(model: Any) -> dict[str, int]:
+  """Returns the number of elements of each parameter by its path, without running statistics."""
+  return {
+    name: math.prod(leaf.shape) for name, leaf in flatten(model).items() if not is_statistic(name)
+  }
+
+
 def count_parameters(model: Any) -> int:
   """Returns the number of parameters of a module or stacked modules, without running statistics."""
-  return sum(
-    math.prod(leaf.shape)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(model)
-    if not is_statistic(path_name(path))
-  )
+  return sum(list_parameter_sizes(model).values())
 
 
 def is_statistic(name: str) -> bool:

@@ -35,7 +35,7 @@ from minilm_jax.core import (
   signals,
 )
 from minilm_jax.core.errors import InputError
-from minilm_jax.model.initialization import path_name
+from minilm_jax.model.initialization import flatten
 
 T = TypeVar('T')
 FOLDER = 'checkpoints'
@@ -194,11 +194,6 @@ def _convert_write_errors(subject: str) -> Iterator[None]:
 def _copy(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
   """Returns copies of arrays."""
   return jax.tree.map(jnp.copy, arrays)
-
-
-def flatten(state: Any) -> dict[str, Any]:
-  """Returns the leaves of a state by path."""
-  return {path_name(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]}
 
 
 def list_steps(workdir: epath.PathLike) -> list[int]:

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 
 from minilm_jax.core.config import OptimizerConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.model.initialization import is_statistic, path_name
+from minilm_jax.model.initialization import flatten, is_statistic, map_with_name
 from minilm_jax.model.layers import BATCH_NORM_MOMENTUM
 
 EPOCH_SCHEDULES = ('per_epoch', 'per_epoch_from_zero')
@@ -127,7 +127,7 @@ def decay_mask(config: OptimizerConfig, model: Any, is_decayed: bool = True) -> 
   Raises:
     InputError: A pattern matches no parameter.
   """
-  names = [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(model)[0]]
+  names = list(flatten(model))
   for pattern in config.no_decay if is_decayed else ():
     if not any(pattern in name for name in names):
       raise InputError(
@@ -135,11 +135,9 @@ def decay_mask(config: OptimizerConfig, model: Any, is_decayed: bool = True) -> 
         f'no parameter with {pattern!r} in its path',
         f'give a part of a path such as {names[0]}',
       )
-
-  def has_no_pattern(path: tuple, leaf: Any) -> bool:
-    return not any(pattern in path_name(path) for pattern in config.no_decay)
-
-  return jax.tree_util.tree_map_with_path(has_no_pattern, model)
+  return map_with_name(
+    lambda name, _: not any(pattern in name for pattern in config.no_decay), model
+  )
 
 
 def build_optimizer(
@@ -232,18 +230,14 @@ def continue_moments(fresh: Any, saved: Any) -> Any:
 
 def label_parameters(parameters: Any) -> Any:
   """Returns 'muon' for the matrices of the encoder, and 'adamw' for all other parameters."""
-
-  def label(path: tuple, leaf: Any) -> str:
-    return 'muon' if leaf.ndim == 2 and _MATRIX.search(path_name(path)) else 'adamw'
-
-  return jax.tree_util.tree_map_with_path(label, parameters)
+  return map_with_name(
+    lambda name, x: 'muon' if x.ndim == 2 and _MATRIX.search(name) else 'adamw', parameters
+  )
 
 
 def select_parameters(model: Any) -> Any:
   """Returns a model, or a tree of its structure, with None in place of running statistics."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: None if is_statistic(path_name(path)) else x, model
-  )
+  return map_with_name(lambda name, x: None if is_statistic(name) else x, model)
 
 
 def global_norm(model: Any) -> Float[Array, '']:
@@ -259,9 +253,7 @@ def mean_gradient(gradient: Any, total: Float[Array, ''] | int, parts: int) -> A
     total: Divisor of the summed loss.
     parts: Number of micro-batches; each observes the running statistics once.
   """
-  return jax.tree_util.tree_map_with_path(
-    lambda path, x: x / (parts if is_statistic(path_name(path)) else total), gradient
-  )
+  return map_with_name(lambda name, x: x / (parts if is_statistic(name) else total), gradient)
 
 
 def _move_statistics(inner: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -276,14 +268,10 @@ def _move_statistics(inner: optax.GradientTransformation) -> optax.GradientTrans
     changes = iter(jax.tree.leaves(change))
 
     def move(
-      path: tuple, observed: Float[Array, '*S'], running: Float[Array, '*S']
+      name: str, observed: Float[Array, '*S'], running: Float[Array, '*S']
     ) -> Float[Array, '*S']:
-      return (
-        BATCH_NORM_MOMENTUM * (observed - running)
-        if is_statistic(path_name(path))
-        else next(changes)
-      )
+      return BATCH_NORM_MOMENTUM * (observed - running) if is_statistic(name) else next(changes)
 
-    return jax.tree_util.tree_map_with_path(move, updates, params), state
+    return map_with_name(move, updates, params), state
 
   return optax.GradientTransformation(init, update)

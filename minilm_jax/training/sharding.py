@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from minilm_jax.core import backend, distributed
 from minilm_jax.core.config import MeshConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.model.initialization import path_name
+from minilm_jax.model.initialization import map_with_name
 
 AXES = ('population', 'data', 'model')
 RULES: tuple[tuple[str, PartitionSpec], ...] = (  # the first pattern that matches a path applies
@@ -100,8 +100,7 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
   used, is_custom = set(), bool(state.model.config.encoder)
   rules = (_CUSTOM_ENCODER_RULE, *RULES) if is_custom else RULES
 
-  def shard(path: tuple, leaf: Any) -> NamedSharding:
-    name = path_name(path)
+  def shard(name: str, leaf: Any) -> NamedSharding:
     rule = next((rule for rule in rules if re.search(rule[0], name)), None)
     if rule is None and math.prod(leaf.shape) >= MAX_REPLICATED_ELEMENTS:
       raise InputError(
@@ -120,7 +119,7 @@ def state_sharding(state: Any, mesh: Mesh) -> Any:
         )
     return NamedSharding(mesh, spec)
 
-  shardings = jax.tree_util.tree_map_with_path(shard, state)
+  shardings = map_with_name(shard, state)
   unused = [pattern for pattern, spec in RULES if (pattern, spec) not in used]
   if unused and not is_custom:  # a custom encoder may lack the arrays of the rules
     raise InputError(

@@ -34,7 +34,7 @@ from minilm_jax.core.config import RunConfig
 from minilm_jax.data.rows import BatchWindow, Corpus, select_batch_rows
 from minilm_jax.model import cross_entropy
 from minilm_jax.model.heads import MaskedLanguageModel, init_masked_language_model
-from minilm_jax.model.initialization import path_name
+from minilm_jax.model.initialization import flatten
 from minilm_jax.training import masking, optimizer
 from minilm_jax.training.population import MemberSettings
 
@@ -104,11 +104,11 @@ def name_tensor(tensor: int, model: Any) -> str:
     model: The member's model before the update. A parameter that is already non-finite is named
       instead.
   """
-  leaves = [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(model)]
-  bad_parameters = [name for name, leaf in leaves if not np.isfinite(np.asarray(leaf)).all()]
+  leaves = flatten(model)
+  bad_parameters = [n for n, leaf in leaves.items() if not np.isfinite(np.asarray(leaf)).all()]
   if bad_parameters:
     return f'the parameter {bad_parameters[0]}'
-  return 'the loss' if tensor == 0 else f'the gradient of {leaves[tensor - 1][0]}'
+  return 'the loss' if tensor == 0 else f'the gradient of {list(leaves)[tensor - 1]}'
 
 
 def init_state(seed: rng.Counter, config: RunConfig) -> TrainState:
