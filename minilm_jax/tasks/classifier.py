@@ -213,10 +213,10 @@ def load_classifier(path: epath.PathLike, changes: Mapping[str, Any] = {}) -> Sa
   card = dataclasses.replace(card, model=dataclasses.replace(card.model, **changes))
   if checkpoint.latest_step(path) is None:
     raise InputError(subject, f'no checkpoint in {path / checkpoint.FOLDER}', _COPY_REMEDY)
-  restored = pretrained.restore_model(
-    path, lambda key: init_classifier(card.model, card.head, len(card.labels), key), step=0
+  shapes = jax.eval_shape(
+    lambda: init_classifier(card.model, card.head, len(card.labels), jax.random.key(0))
   )
-  model = jax.tree.map(np.asarray, restored)
+  model = jax.tree.map(np.asarray, checkpoint.restore_part(path, shapes, 'model', 0))
   identity = pretrained.hash_weights(model)
   if identity != manifest['weights']:
     raise InputError(subject, 'weights with another checksum', _COPY_REMEDY)

@@ -3,8 +3,8 @@
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +20,6 @@ from minilm_jax.model.heads import init_masked_language_model
 from minilm_jax.training import checkpoint, metrics_log, population, train_step
 from minilm_jax.training.train_step import TrainState
 
-T = TypeVar('T')
 PARTS = {'model': 'model', 'encoder': 'model.encoder'}  # paths in a checkpoint
 
 
@@ -71,18 +70,12 @@ def load(
 
   init_all = init if members == 1 else lambda key: jax.vmap(init)(jax.random.split(key, members))
   run_tokenizer, step = load_tokenizer(workdir), checkpoint.resolve_step(workdir, step)
-  model = restore_model(workdir, init_all, PARTS[part], step)
+  shapes = jax.eval_shape(init_all, jax.random.key(0))
+  model = checkpoint.restore_part(workdir, shapes, PARTS[part], step)
   if mesh is not None:
     strategy = 'single' if members == 1 else 'map'
     model = jax.device_put(model, population.member_sharding(mesh, strategy))
   return Pretrained(config, run_tokenizer, model, step)
-
-
-def restore_model(
-  workdir: epath.PathLike, init: Callable[[Any], T], prefix: str = 'model', step: int | None = None
-) -> T:
-  """Restores the part of a checkpoint below `prefix` to the first device."""
-  return checkpoint.restore_part(workdir, jax.eval_shape(init, jax.random.key(0)), prefix, step)
 
 
 def load_config(workdir: epath.PathLike) -> RunConfig:
