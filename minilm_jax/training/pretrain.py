@@ -176,14 +176,11 @@ def schedule(config: RunConfig, step: int) -> Iterator[Chunk]:
   """
   while step < config.num_steps:
     next_line = step - step % config.log.every + config.log.every
-    last = min(next_line, config.num_steps, *_find_early_evaluation(config.eval, step))
+    early_evaluation = _find_early_evaluation(config.eval, step)
+    last = min(next_line, config.num_steps, *early_evaluation)
     is_end = last == config.num_steps
-    yield Chunk(
-      step,
-      last,
-      is_end or _is_evaluated(config.eval, last),
-      is_end or last % config.checkpoint.every == 0,
-    )
+    is_evaluated = is_end or last % config.eval.every == 0 or last in early_evaluation
+    yield Chunk(step, last, is_evaluated, is_end or last % config.checkpoint.every == 0)
     step = last
 
 
@@ -192,19 +189,6 @@ def _find_early_evaluation(config: EvaluationConfig, step: int) -> tuple[int, ..
   if not config.first_at or step >= config.every:
     return ()
   return (config.first_at << (step // config.first_at).bit_length(),)
-
-
-def _is_evaluated(config: EvaluationConfig, step: int) -> bool:
-  """Returns whether an evaluation follows a step.
-
-  Evaluations follow multiples of `every` and, before step `every`, doublings of `first_at`.
-  """
-  if step % config.every == 0:
-    return True
-  if not config.first_at or step > config.every:
-    return False
-  multiple, remainder = divmod(step, config.first_at)
-  return remainder == 0 and multiple.bit_count() == 1
 
 
 def _drop_non_finite(
