@@ -226,27 +226,18 @@ def atomic_export_folder(workdir: str) -> Iterator[pathlib.Path]:
     InputError: The folder cannot be created or renamed.
   """
   target = pathlib.Path(workdir).resolve()  # a link to an empty folder cannot be replaced
+  folder = target.parent / f'.{target.name}.{uuid.uuid4().hex}'
   missing = [parent for parent in target.parents if not parent.exists()]
   try:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = target.parent / f'.{target.name}.{uuid.uuid4().hex}'
-    folder.mkdir()
-  except OSError as error:
-    raise InputError(
-      f'an export to {workdir}', f'the folder cannot be created: {error}', _OTHER_WORKDIR
-    ) from None
-  complete = False
-  try:
+    folder.mkdir(parents=True)
     yield folder
     folder.rename(target)  # replaces only an empty folder
-    complete = True
   except OSError as error:
     raise InputError(
       f'an export to {workdir}', f'the folder cannot be written: {error}', _OTHER_WORKDIR
     ) from None
   finally:
-    if not complete:
-      shutil.rmtree(folder, ignore_errors=True)
-      for parent in missing:
-        with contextlib.suppress(OSError):
-          parent.rmdir()  # fails if the folder is not empty
+    shutil.rmtree(folder, ignore_errors=True)  # exists only after a failure
+    for parent in missing:
+      with contextlib.suppress(OSError):
+        parent.rmdir()  # fails if the folder is not empty

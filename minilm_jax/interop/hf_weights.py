@@ -204,10 +204,8 @@ def rename_parameters(family: Family, weights: Mapping[str, np.ndarray]) -> Weig
   >>> list(rename_parameters(FAMILIES['bert'], {'embeddings.LayerNorm.gamma': np.ones(2)}))
   ['bert.embeddings.LayerNorm.weight']
   """
-  is_encoder = f'{EMBEDDING}.word_embeddings.weight' in weights or not any(
-    name.startswith(f'{family.name}.') for name in weights
-  )
-  prefix = f'{family.name}.' if is_encoder else ''
+  has_prefix = any(name.startswith(f'{family.name}.') for name in weights)
+  prefix = '' if has_prefix else f'{family.name}.'
   return {
     prefix + re.sub('gamma$|beta$', lambda match: _OLD_SUFFIXES[match[0]], name): weight
     for name, weight in weights.items()
