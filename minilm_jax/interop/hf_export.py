@@ -13,7 +13,6 @@ the folder. All computations are in float32, also for a model that was trained i
 
 import atexit
 import contextlib
-import functools
 import os
 import pathlib
 import shutil
@@ -110,20 +109,14 @@ def export_huggingface(ref: str, workdir: str) -> dict[str, Any]:
   return record
 
 
-@functools.cache
-def _make_module_cache() -> str:
-  """Returns a temporary folder for the code that transformers copies and runs."""
-  folder = tempfile.mkdtemp()
-  atexit.register(shutil.rmtree, folder, ignore_errors=True)
-  return folder
-
-
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[Any]:
   """Yields transformers, without a network, progress bars or warnings."""
   if 'transformers' not in sys.modules:  # reads these variables at import
     os.environ.setdefault('HF_HUB_OFFLINE', '1')
-    os.environ.setdefault('HF_MODULES_CACHE', _make_module_cache())
+    code_folder = tempfile.mkdtemp()  # for code that transformers copies and runs
+    atexit.register(shutil.rmtree, code_folder, ignore_errors=True)
+    os.environ.setdefault('HF_MODULES_CACHE', code_folder)
   import transformers
 
   verbosity = transformers.logging.get_verbosity()
