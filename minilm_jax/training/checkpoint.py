@@ -326,15 +326,25 @@ def restore(workdir: epath.PathLike, like: T, step: int, prefix: str = '') -> T:
   start, subject = f'{prefix}.' if prefix else '', f'the checkpoint of step {step} in {workdir}'
   targets = {start + name: leaf for name, leaf in flatten(like).items()}
   path = step_folder(workdir, step) / 'default'
-  with _convert_read_errors(workdir, step), ocp.PyTreeCheckpointer() as reader:
-    metadata = reader.metadata(path).item_metadata if path.exists() else None
-    if metadata is None:
-      raise _make_corrupt_error(workdir, step, f'no arrays in {path}')
-    saved = {name: x for name, x in metadata.tree.items() if name.startswith(start)}
-    _check_same_arrays(f'{prefix} of {subject}' if prefix else subject, saved, targets)
-    restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
-    arguments = ocp.args.PyTreeRestore(targets, restore_args=restore_args, partial_restore=True)
-    arrays = reader.restore(path, args=arguments)
+  try:
+    # Orbax would convert an exception that a signal raises.
+    with progress.silence(), signals.note_signals(), ocp.PyTreeCheckpointer() as reader:
+      metadata = reader.metadata(path).item_metadata if path.exists() else None
+      if metadata is None:
+        raise _make_corrupt_error(workdir, step, f'no arrays in {path}')
+      saved = {name: x for name, x in metadata.tree.items() if name.startswith(start)}
+      _check_same_arrays(f'{prefix} of {subject}' if prefix else subject, saved, targets)
+      restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
+      arguments = ocp.args.PyTreeRestore(targets, restore_args=restore_args, partial_restore=True)
+      arrays = reader.restore(path, args=arguments)
+  except _READ_ERRORS as error:
+    fault = f'cannot be read: {type(error).__name__}: {" ".join(str(error).split())}'
+    # The files are intact if they match their checksums, so an earlier checkpoint would not help.
+    if has_checksums(step_folder(workdir, step)):
+      raise InputError(
+        subject, fault, 'use the versions of jax and orbax-checkpoint that saved the checkpoint'
+      ) from error
+    raise _make_corrupt_error(workdir, step, fault) from error
   return jax.tree.unflatten(jax.tree.structure(like), [arrays[name] for name in targets])
 
 
@@ -360,25 +370,6 @@ def restore_part(
   sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
   targets = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like)
   return restore(workdir, targets, step, prefix)
-
-
-@contextlib.contextmanager
-def _convert_read_errors(workdir: epath.PathLike, step: int) -> Iterator[None]:
-  """Converts the errors of Orbax and TensorStore to InputError, and silences the log of Orbax."""
-  try:
-    # Orbax would convert an exception that a signal raises.
-    with progress.silence(), signals.note_signals():
-      yield
-  except _READ_ERRORS as error:
-    fault = f'cannot be read: {type(error).__name__}: {" ".join(str(error).split())}'
-    # The files are intact if they match their checksums, so an earlier checkpoint would not help.
-    if has_checksums(step_folder(workdir, step)):
-      raise InputError(
-        f'the checkpoint of step {step} in {workdir}',
-        fault,
-        'use the versions of jax and orbax-checkpoint that saved the checkpoint',
-      ) from error
-    raise _make_corrupt_error(workdir, step, fault) from error
 
 
 def _check_same_arrays(subject: str, saved: dict[str, Any], targets: dict[str, Any]) -> None:

@@ -139,9 +139,7 @@ def compile_chunk(config: RunConfig, program: TrainProgram, rows: Rows) -> Chunk
     f'{__name__}:compile_from_shapes',
     {
       'config': dataclasses.asdict(config),
-      'rows': {
-        field.name: _describe(getattr(rows, field.name)) for field in dataclasses.fields(rows)
-      },
+      'rows': {name: _describe(value) for name, value in vars(rows).items()},
     },
   )
   compiled = lowered.compile()
