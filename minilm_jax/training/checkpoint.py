@@ -15,7 +15,6 @@ version saved it.
 import contextlib
 import dataclasses
 import time
-import types
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -62,21 +61,23 @@ class RetentionPolicy(ocp.checkpoint_managers.PreservationPolicy):
   stores losses with the arrays instead of in metrics.jsonl.
 
   Attributes:
-    losses: Validation losses by step; may grow while the policy is in use.
+    losses: Validation losses by step, to which the writer adds.
   """
 
   keep_last: int
   keep_best: int
-  losses: Mapping[int, float]
+  losses: dict[int, float]
+
+  def select_steps(self, steps: Sequence[int]) -> set[int]:
+    """Returns the steps whose checkpoints stay; `steps` ascend."""
+    evaluated = [step for step in steps if step in self.losses]
+    best = sorted(evaluated, key=lambda step: (self.losses[step], -step))[: self.keep_best]
+    return {*steps[-self.keep_last :], *best}
 
   def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
     """Returns for each checkpoint, in ascending order of steps, whether it stays."""
-    latest = ocp.checkpoint_managers.LatestN(self.keep_last)
-    is_latest = latest.should_preserve(checkpoints, context=context)
-    evaluated = [checkpoint.step for checkpoint in checkpoints if checkpoint.step in self.losses]
-    best = sorted(evaluated, key=lambda step: (self.losses[step], -step))[: self.keep_best]
-    is_best = [checkpoint.step in best for checkpoint in checkpoints]
-    return [any(reasons) for reasons in zip(is_latest, is_best, strict=True)]
+    kept = self.select_steps([checkpoint.step for checkpoint in checkpoints])
+    return [checkpoint.step in kept for checkpoint in checkpoints]
 
 
 class CheckpointWriter:
@@ -86,9 +87,9 @@ class CheckpointWriter:
     saved_at: Time of the last save, or of the start, by `time.monotonic()`.
   """
 
-  def __init__(self, manager: ocp.CheckpointManager, losses: dict[int, float]):
+  def __init__(self, manager: ocp.CheckpointManager, policy: RetentionPolicy):
     self.manager, self.saved_at = manager, time.monotonic()
-    self._losses = losses
+    self._policy = policy
     self._pending: int | None = None  # step of the checkpoint without checksums
 
   def save(self, state: Any, step: int, loss: float | None = None) -> None:
@@ -101,7 +102,7 @@ class CheckpointWriter:
       return
     self.finish()
     if loss is not None:
-      self._losses[step] = loss
+      self._policy.losses[step] = loss
     with _convert_write_errors(f'the checkpoint of update {step:,}'):
       # The next chunk reuses the memory of the state while the copies are written.
       if self.manager.save(step, args=ocp.args.PyTreeSave(_copy(flatten(state)))):
@@ -131,14 +132,11 @@ class CheckpointWriter:
         write_checksums(self.manager.directory / str(step))
     backend.release()
 
-  def delete_surplus(self, policy: RetentionPolicy) -> None:
+  def delete_surplus(self) -> None:
     """Deletes checkpoints outside the policy, which a killed process may leave."""
-    checkpoints = [types.SimpleNamespace(step=step) for step in sorted(self.manager.all_steps())]
-    context = ocp.checkpoint_managers.PreservationContext()
-    is_preserved = policy.should_preserve(checkpoints, context=context)
-    for checkpoint, stays in zip(checkpoints, is_preserved, strict=True):
-      if not stays:
-        self.manager.delete(checkpoint.step)
+    steps = sorted(self.manager.all_steps())
+    for step in sorted(set(steps) - self._policy.select_steps(steps)):
+      self.manager.delete(step)
 
 
 @contextlib.contextmanager
@@ -153,8 +151,8 @@ def open_writer(
   Raises:
     OSError: A checkpoint could not be written; earlier checkpoints are unchanged.
   """
-  folder, losses = paths.LiteralPath(paths.resolve_links(workdir)) / FOLDER, dict(losses)
-  policy = RetentionPolicy(keep_last, keep_best, losses)
+  folder = paths.LiteralPath(paths.resolve_links(workdir)) / FOLDER
+  policy = RetentionPolicy(keep_last, keep_best, dict(losses))
   options = ocp.CheckpointManagerOptions(
     create=True, cleanup_tmp_directories=True, preservation_policy=policy
   )
@@ -165,10 +163,10 @@ def open_writer(
       options=options,
       item_handlers=ocp.PyTreeCheckpointHandler(type_handler_registry=handlers),
     )
-  writer = CheckpointWriter(manager, losses)
+  writer = CheckpointWriter(manager, policy)
   try:
     with _convert_write_errors(f'the folder {folder}'):
-      writer.delete_surplus(policy)
+      writer.delete_surplus()
     yield writer
     writer.finish()
   finally:
