@@ -144,11 +144,9 @@ def open_batches(
 
 def _load_subset(config: RunConfig, program: TrainProgram, folder: epath.PathLike) -> Corpus:
   """Copies the training rows of a recipe to every device; reads no other rows into memory."""
-  if not config.subset.rows and not config.subset.tokens:
-    return load_resident(program, folder, corpus.TRAIN_SPLIT)
   files = corpus.CorpusFiles(folder, corpus.TRAIN_SPLIT)
-  row_numbers: Any = corpus.select_rows(config.subset, files)  # not None: the recipe has a size
-  tokens: Any = files[row_numbers]
+  row_numbers = corpus.select_rows(config.subset, files)  # None for all rows
+  tokens: Any = np.concatenate(files.shards) if row_numbers is None else files[row_numbers]
   return sharding.replicate(
     Corpus(tokens, files.manifest['vocabulary'], files.manifest['hash']), program.mesh
   )
