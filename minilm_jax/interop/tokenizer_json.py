@@ -128,7 +128,7 @@ def build_tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
       normalizers.Replace(tokenizers.Regex(r' +\z'), ''),
     ]
   )
-  steps = [
+  steps: list[Any] = [
     # A space before the text, but not after a special token.
     pre_tokenizers.Metaspace(' ', prepend_scheme='first', split=False),
     pre_tokenizers.Metaspace(SPACE_MARK, prepend_scheme='never', split=False),

@@ -178,7 +178,9 @@ def _encode_event(**fields: Any) -> bytes:
   from tensorboardX import record_writer
   from tensorboardX.proto import event_pb2
 
-  data = event_pb2.Event(**fields).SerializeToString()
+  # protobuf creates the message classes at run time.
+  event = event_pb2.Event(**fields)  # pyright: ignore[reportAttributeAccessIssue]
+  data = event.SerializeToString()
   length = struct.pack('<Q', len(data))
   checksums = [struct.pack('<I', record_writer.masked_crc32c(part)) for part in (length, data)]
   return length + checksums[0] + data + checksums[1]
