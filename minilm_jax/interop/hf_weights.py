@@ -224,7 +224,7 @@ def load_masked_language_model(
   Raises:
     InputError: Weights are missing, unexpected, of another shape, or tied but different.
   """
-  shapes = jax.eval_shape(lambda: heads.init_masked_language_model(config, jax.random.key(0)))
+  shapes = heads.trace_masked_language_model(config)
   decoder, decoder_bias = f'{family.decoder}.weight', f'{family.decoder}.bias'
   if not config.tied:
     bias = decoder_bias if decoder_bias in weights else family.bias
@@ -252,9 +252,7 @@ def load_encoder(
   Raises:
     InputError: Weights are missing, unexpected, or of another shape.
   """
-  shapes = jax.eval_shape(
-    lambda: heads.init_masked_language_model(config, jax.random.key(0)).encoder
-  )
+  shapes = heads.trace_masked_language_model(config).encoder
   return load_weights({'encoder': shapes}, weights, family.encoder_modules)
 
 

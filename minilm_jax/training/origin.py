@@ -12,7 +12,7 @@ from jax.sharding import Sharding
 from minilm_jax.core import distributed, files, paths, progress, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.model.heads import init_masked_language_model
+from minilm_jax.model.heads import trace_masked_language_model
 from minilm_jax.training import checkpoint, optimizer, pretrained, sharding, train_step
 from minilm_jax.training.program import TrainProgram
 from minilm_jax.training.train_step import TrainState
@@ -133,8 +133,7 @@ def _list_different_fields(config: RunConfig, source: RunConfig) -> dict[str, st
   # Models without learned positions accept rows of any length.
   if length != source.model.max_length and config.model.encoder == source.model.encoder:
     models = source.model, dataclasses.replace(source.model, max_length=length)
-    inits = [functools.partial(init_masked_language_model, model) for model in models]
-    first, second = (checkpoint.flatten(jax.eval_shape(init, jax.random.key(0))) for init in inits)
+    first, second = (checkpoint.flatten(trace_masked_language_model(model)) for model in models)
     free += ['max_length'] if first == second else []
   fields, new_fields = recipe.as_dict(source)['model'], recipe.as_dict(config)['model']
   return {

@@ -16,7 +16,7 @@ from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import tokenizer
 from minilm_jax.data.tokenizer import Tokenizer
-from minilm_jax.model.heads import init_masked_language_model
+from minilm_jax.model.heads import trace_masked_language_model
 from minilm_jax.training import checkpoint, metrics_log, population, train_step
 from minilm_jax.training.train_step import TrainState
 
@@ -63,14 +63,11 @@ def load(
   config = load_config(workdir) if allow_population else read_config(workdir)
   config = dataclasses.replace(config, model=dataclasses.replace(config.model, **changes))
   members = config.population.members
-
-  def init(key: Any) -> Any:
-    model = init_masked_language_model(config.model, key)
-    return model.encoder if part == 'encoder' else model
-
-  init_all = init if members == 1 else lambda key: jax.vmap(init)(jax.random.split(key, members))
   run_tokenizer, step = load_tokenizer(workdir), checkpoint.resolve_step(workdir, step)
-  shapes = jax.eval_shape(init_all, jax.random.key(0))
+  shapes: Any = trace_masked_language_model(config.model)
+  shapes = shapes.encoder if part == 'encoder' else shapes
+  if members > 1:
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct((members, *x.shape), x.dtype), shapes)
   model = checkpoint.restore_part(workdir, shapes, PARTS[part], step)
   if mesh is not None:
     strategy = 'single' if members == 1 else 'map'
