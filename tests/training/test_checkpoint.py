@@ -275,12 +275,12 @@ def test_a_signal_during_a_restore_is_raised_afterwards(saved, monkeypatch):
   workdir, _ = saved
   read = checkpoint.ocp.PyTreeCheckpointer.restore
 
-  def interrupted(*arguments: Any) -> Any:
+  def interrupted(*arguments: Any, **options: Any) -> Any:
     try:
       os.kill(os.getpid(), signal.SIGTERM)
     except BaseException as error:
       raise Exception('Encountered error while reading array') from error  # noqa: TRY002, as Orbax does
-    return read(*arguments)
+    return read(*arguments, **options)
 
   monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointer, 'restore', interrupted)
   with pytest.raises(signals.Interrupted, match='SIGTERM'), signals.raise_on_signals():
