@@ -42,15 +42,12 @@ class MaskConfig(Checked):
   # Number of adjacent tokens that are masked together; 0 draws positions independently.
   span: OptionalAxisSize = 0
 
-  def __post_init__(self) -> None:
-    super().__post_init__()
+  def check_together(self) -> None:
     if self.rate == 0:
       raise InputError('mask.rate=0', 'no position to predict', 'give a rate above 0')
     if self.random_share + self.keep_share > 1:
       raise InputError(
-        f'mask.random_share={self.random_share}, mask.keep_share={self.keep_share}',
-        'a sum above 1',
-        'lower one of the shares',
+        self.format_fields('random_share', 'keep_share'), 'a sum above 1', 'lower one of the shares'
       )
 
   def max_positions(self, length: int) -> int:
@@ -96,8 +93,7 @@ class OptimizerConfig(Checked):
   no_decay: tuple[str, ...] = ('bias', 'norm', 'embedding')
   clip: NonNegativeFloat = 1.0  # Maximum global norm of the gradient; 0 disables clipping.
 
-  def __post_init__(self) -> None:
-    super().__post_init__()
+  def check_together(self) -> None:
     min_epochs = {'per_epoch': 1, 'per_epoch_from_zero': 2}.get(self.schedule, 0)
     if self.epochs < min_epochs:
       raise InputError(
@@ -143,8 +139,7 @@ class LogConfig(Checked):
   project: str = 'minilm'  # Project in W&B.
   name: str = ''  # Run name in W&B; '' takes the name of the work directory.
 
-  def __post_init__(self) -> None:
-    super().__post_init__()
+  def check_together(self) -> None:
     if 'wandb' in self.sinks and (not self.project or set(self.project) & set('/\\#?%:,')):
       raise InputError(
         f'log.project={self.project!r}',
@@ -181,12 +176,11 @@ class PopulationConfig(Checked):
   mask_randoms: tuple[float, ...] = ()  # mask.random_share
   mask_keeps: tuple[float, ...] = ()  # mask.keep_share
 
-  def __post_init__(self) -> None:
-    super().__post_init__()
+  def check_together(self) -> None:
     for name, values in vars(self).items():
       if isinstance(values, tuple) and values and len(values) != self.members:
         raise InputError(
-          f'population.{name}={",".join(map(str, values))}',
+          self.format_fields(name),
           f'{len(values)} values for {self.members} members',
           f'give {self.members} values, or none',
         )
@@ -202,12 +196,8 @@ class SubsetConfig(Checked):
   # Seed of the random order. With the same seed, a larger subset contains a smaller subset.
   shuffle_seed: Annotated[int, check_seed] = 0
 
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    if self.rows and self.tokens:
-      raise InputError(
-        f'subset.rows={self.rows}, subset.tokens={self.tokens}', 'two sizes', 'set one field to 0'
-      )
+  def check_together(self) -> None:
+    self.refuse_both('rows', 'tokens', 'two sizes')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,8 +230,7 @@ class RunConfig(Checked):
   population: PopulationConfig = PopulationConfig()
   mesh: MeshConfig = MeshConfig()
 
-  def __post_init__(self) -> None:
-    super().__post_init__()
+  def check_together(self) -> None:
     if self.grad_accumulation_steps and self.batch_size % self.grad_accumulation_steps:
       raise InputError(
         f'grad_accumulation_steps={self.grad_accumulation_steps}',
@@ -250,7 +239,7 @@ class RunConfig(Checked):
       )
     if self.num_steps * self.batch_size >= 2**32:
       raise InputError(
-        f'num_steps={self.num_steps}, batch_size={self.batch_size}',
+        self.format_fields('num_steps', 'batch_size'),
         'more than 2^32 rows in one run',
         'lower num_steps or batch_size',
       )
@@ -294,8 +283,7 @@ class TaskConfig(Checked):
   per_label: NonNegativeInt = 0  # Alternative: number of training examples a label; 0 takes all.
   eval_per_label: NonNegativeInt = 0  # Number of reported examples a label; 0 takes all.
 
-  def __post_init__(self) -> None:
-    super().__post_init__()
+  def check_together(self) -> None:
     files = [f'task.{name}' for name in ('train', 'validation', 'test') if getattr(self, name)]
     sources = [f'task.{name}' for name in ('data_dir', 'folder') if getattr(self, name)] + files[:1]
     if len(sources) > 1:
@@ -306,30 +294,17 @@ class TaskConfig(Checked):
       len(self.fields) > 2 or len(set(self.fields)) < len(self.fields) or self.label in self.fields
     ):
       raise InputError(
-        f'task.fields={",".join(self.fields)}, task.label={self.label}',
+        self.format_fields('fields', 'label'),
         'columns that are not one or two texts and a different label',
         'give one or two columns in task.fields and another column in task.label',
       )
     if not self.label:
       raise InputError("task.label=''", 'no column of labels', 'give the column, such as label')
-    if self.max_train_examples and self.per_label:
-      raise InputError(
-        f'task.max_train_examples={self.max_train_examples}, task.per_label={self.per_label}',
-        'two limits of training examples',
-        'set one field to 0',
-      )
+    self.refuse_both('max_train_examples', 'per_label', 'two limits of training examples')
     if self.filtered and not self.word_list:
       raise InputError(
-        'task.filtered=True',
-        "task.word_list=''",
-        'give the word list of the filter',
+        'task.filtered=True', "task.word_list=''", 'give the word list of the filter'
       )
-
-
-def _make_finetune_optimizer() -> OptimizerConfig:
-  return OptimizerConfig(
-    learning_rate=2e-4, schedule='linear', warmup_fraction=0.0, beta2=0.999, weight_decay=0.0
-  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -339,7 +314,9 @@ class FinetuneConfig(Checked):
   kind: str = 'finetune'
   task: TaskConfig = TaskConfig()
   head: HeadConfig = HeadConfig()
-  optimizer: OptimizerConfig = dataclasses.field(default_factory=_make_finetune_optimizer)
+  optimizer: OptimizerConfig = OptimizerConfig(
+    learning_rate=2e-4, schedule='linear', warmup_fraction=0.0, beta2=0.999, weight_decay=0.0
+  )
   # Seeds of head initialization and order of examples; each seed is a member.
   seeds: Annotated[tuple[int, ...], check_seed] = (0, 1, 2, 3, 4)
   # Learning rates trained together; validation_fraction selects the reported rate. '' takes
@@ -360,8 +337,7 @@ class FinetuneConfig(Checked):
   # Computation of the members of a device, as in population.strategy.
   strategy: Annotated[str, one_of('auto', 'map', 'vmap')] = 'auto'
 
-  def __post_init__(self) -> None:
-    super().__post_init__()
+  def check_together(self) -> None:
     if not self.seeds or len(set(self.seeds)) < len(self.seeds):
       raise InputError(
         f'seeds={self.seeds}', 'no seed, or a duplicate', 'give distinct numbers, such as 0,1,2'
@@ -371,7 +347,7 @@ class FinetuneConfig(Checked):
       or min(self.learning_rates, default=1) <= 0
     ):
       raise InputError(
-        f'learning_rates={",".join(map(str, self.learning_rates))}',
+        self.format_fields('learning_rates'),
         'a duplicate, or a number that is not positive',
         'give distinct positive numbers, such as 1e-4,2e-4',
       )

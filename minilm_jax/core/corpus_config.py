@@ -61,27 +61,18 @@ class VocabularyConfig(Checked):
   # Rule that splits text into words: that of paper 1, or plain, which handles apostrophes.
   word_rule: Annotated[str, one_of('paper1', 'plain')] = 'paper1'
   # Units that must consist of allowed words: sentences, spans (windows of words), documents.
-  filters: Annotated[tuple[str, ...], one_of(*TEXT_KINDS)] = (
-    'sentences',
-    'spans',
-  )
+  filters: Annotated[tuple[str, ...], one_of(*TEXT_KINDS)] = ('sentences', 'spans')
   min_words_per_sentence: NonNegativeInt = 5  # Sentences need more counted words than this number.
   span_words: PositiveInt = 110  # Words of a span.
   span_stride: PositiveInt = 30  # Words between the starts of spans.
   min_words_per_span: NonNegativeInt = 40  # Spans need more counted words than this number.
 
-  def __post_init__(self) -> None:
-    super().__post_init__()
+  def check_together(self) -> None:
     if not self.filters:
       raise InputError(
         "vocabulary.filters=''", 'no filter', 'give sentences, spans, documents or sentences,spans'
       )
-    if self.word_list and self.most_frequent:
-      raise InputError(
-        f'vocabulary.word_list={self.word_list}, vocabulary.most_frequent={self.most_frequent}',
-        'two definitions of the allowed words',
-        'set only one of the fields',
-      )
+    self.refuse_both('word_list', 'most_frequent', 'two definitions of the allowed words')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,13 +85,7 @@ class TokenizerConfig(Checked):
   # Number of pieces, including five special tokens.
   size: Annotated[int, at_least(_MIN_PIECES), at_most(MAX_AXIS_SIZE)] = 19000
   # Further sizes to measure; their word-split ratio and ESMS (paper 1) are stored in the manifest.
-  extra_sizes: tuple[int, ...] = ()
-
-  def __post_init__(self) -> None:
-    super().__post_init__()
-    for size in self.extra_sizes:
-      at_least(_MIN_PIECES)('tokenizer.extra_sizes', size)
-      at_most(MAX_AXIS_SIZE)('tokenizer.extra_sizes', size)
+  extra_sizes: Annotated[tuple[int, ...], at_least(_MIN_PIECES), at_most(MAX_AXIS_SIZE)] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,11 +107,10 @@ class SplitConfig(Checked):
   validation: Fraction = 0.01  # Share of the documents in the validation split.
   test: Fraction = 0.01  # Share of the documents in the test split.
 
-  def __post_init__(self) -> None:
-    super().__post_init__()
+  def check_together(self) -> None:
     if self.validation + self.test >= 1:
       raise InputError(
-        f'splits.validation={self.validation}, splits.test={self.test}',
+        self.format_fields('validation', 'test'),
         'no documents for the training split',
         'lower the shares, so that their sum is below 1',
       )
@@ -145,11 +129,10 @@ class CorpusConfig(Checked):
   # Number of processes that filter text; 0 takes one process a core.
   workers: Annotated[int, at_least(0), at_most(_MAX_WORKERS)] = 0
 
-  def __post_init__(self) -> None:
-    super().__post_init__()
+  def check_together(self) -> None:
     if self.rows.packing == 'articles' and self.vocabulary.filters != ('documents',):
       raise InputError(
         'rows.packing=articles',
-        f'vocabulary.filters={",".join(self.vocabulary.filters)}',
+        self.vocabulary.format_fields('filters'),
         'give vocabulary.filters=documents, because other filters split documents',
       )

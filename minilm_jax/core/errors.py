@@ -135,16 +135,15 @@ def at_most(maximum: float) -> FieldRule:
 
 
 def one_of(*choices: str) -> FieldRule:
-  """Returns the rule that a word, or each word of a tuple, is one of `choices`."""
+  """Returns the rule that a word is one of `choices`."""
 
-  def check(field: str, value: str | tuple[str, ...]) -> None:
-    for word in (value,) if isinstance(value, str) else value:
-      if word not in choices:
-        raise InputError(
-          f'{field}={word!r}',
-          'an unknown value',
-          f'{suggest_name(word, choices)} (choices: {", ".join(choices)})',
-        )
+  def check(field: str, value: str) -> None:
+    if value not in choices:
+      raise InputError(
+        f'{field}={value!r}',
+        'an unknown value',
+        f'{suggest_name(value, choices)} (choices: {", ".join(choices)})',
+      )
 
   return check
 
@@ -155,13 +154,12 @@ def check_fraction(field: str, value: float) -> None:
     raise InputError(f'{field}={value}', 'not a number from 0 to 1', 'give a number from 0 to 1')
 
 
-def check_seed(field: str, value: int | tuple[int, ...]) -> None:
-  """Raises InputError for a number outside uint32, the type of seeds, alone or in a tuple."""
-  for number in (value,) if isinstance(value, int) else value:
-    if not 0 <= number < 2**32:
-      raise InputError(
-        f'{field}={number}', 'a number outside 0 to 2^32 - 1', 'give a number such as 0'
-      )
+def check_seed(field: str, value: int) -> None:
+  """Raises InputError for a number outside uint32, the type of seeds."""
+  if not 0 <= value < 2**32:
+    raise InputError(
+      f'{field}={value}', 'a number outside 0 to 2^32 - 1', 'give a number such as 0'
+    )
 
 
 PATH = 'path'  # marks the type of a field that names a file or folder
@@ -179,6 +177,8 @@ RowLength = Annotated[int, at_least(4), at_most(MAX_AXIS_SIZE)]
 class Checked:
   """Base class that applies the rules of its fields on construction and refuses NaN and infinity.
 
+  The rules of a field with a tuple apply to each item. `check_together` adds rules on several fields.
+
   Attributes:
     prefix: name of the group in recipes followed by a dot, such as `mesh.`.
   """
@@ -189,12 +189,29 @@ class Checked:
     hints = typing.get_type_hints(type(self), include_extras=True)
     for field in dataclasses.fields(self):
       name, value = self.prefix + field.name, getattr(self, field.name)
-      for rule in getattr(hints[field.name], '__metadata__', ()):
-        if rule != PATH:
-          rule(name, value)
-      for number in value if isinstance(value, tuple) else (value,):
-        if isinstance(number, float) and not math.isfinite(number):  # config.json cannot hold it
-          raise InputError(f'{name}={number}', 'NaN or infinity', 'give a finite number')
+      rules = [rule for rule in getattr(hints[field.name], '__metadata__', ()) if rule != PATH]
+      for item in value if isinstance(value, tuple) else (value,):
+        for rule in rules:
+          rule(name, item)
+        if isinstance(item, float) and not math.isfinite(item):  # config.json cannot hold it
+          raise InputError(f'{name}={item}', 'NaN or infinity', 'give a finite number')
+    self.check_together()
+
+  def check_together(self) -> None:
+    """Raises InputError for fields that do not fit together."""
+
+  def format_fields(self, *names: str) -> str:
+    """Returns fields as on the command line, such as 'mask.rate=0.15, mask.span=0'."""
+    values = {name: getattr(self, name) for name in names}
+    return ', '.join(
+      f'{self.prefix}{name}={",".join(map(str, value)) if isinstance(value, tuple) else value}'
+      for name, value in values.items()
+    )
+
+  def refuse_both(self, first: str, second: str, found: str) -> None:
+    """Raises InputError if two alternative fields are both set."""
+    if getattr(self, first) and getattr(self, second):
+      raise InputError(self.format_fields(first, second), found, 'set only one of the fields')
 
 
 def find_schema_fault(value: Any, form: Schema, name: str = 'it') -> str:

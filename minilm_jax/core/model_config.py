@@ -120,8 +120,7 @@ class EncoderConfig(Checked):
   # Width in tokens (odd) of a depthwise convolution before the blocks; 0 has no convolution.
   short_convolution: OptionalAxisSize = 0
 
-  def __post_init__(self) -> None:
-    super().__post_init__()
+  def check_together(self) -> None:
     if self.hidden_size % self.num_heads:
       divisors = [
         n for n in range(1, min(self.hidden_size, 1 << 16) + 1) if self.hidden_size % n == 0
@@ -181,11 +180,7 @@ class EncoderConfig(Checked):
         f'not an odd number up to model.max_length={self.max_length}',
         'give an odd width, such as 3',
       )
-    kernel = ','.join(map(str, self.kernel))
-    settings = (
-      f'model.convolutions={self.convolutions}, model.kernel={kernel}, '
-      f'model.channels={self.channels}'
-    )
+    settings = self.format_fields('convolutions', 'kernel', 'channels')
     if not self.convolutions:
       if self.kernel or self.channels:
         raise InputError(
