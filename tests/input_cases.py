@@ -318,7 +318,7 @@ def tokenizer_model() -> bytes:
   """Returns a SentencePiece model that is trained on the texts."""
   from minilm_jax.data import tokenizer
 
-  return tokenizer._train_sentencepiece(TEXTS, 'bpe', 60).model
+  return tokenizer.train_tokenizer(TEXTS, 'bpe', 60).model
 
 
 def _corpus_files() -> dict[str, bytes]:

@@ -188,7 +188,7 @@ def pieces() -> tokenizer.Tokenizer:
     f'{input_cases.TEXTS[i % len(input_cases.TEXTS)]} {i * 2654435761 % 2**40:x}'
     for i in range(1, 500)
   ]
-  return tokenizer._train_sentencepiece(texts, 'bpe', 600)
+  return tokenizer.train_tokenizer(texts, 'bpe', 600)
 
 
 @quick

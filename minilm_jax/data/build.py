@@ -171,13 +171,13 @@ def _make_tokenizer(
 
   if existing:
     trained = existing
-    files.write_bytes(work / run_dir.TOKENIZER, existing.model)
   else:
     megabytes = min(text_bytes, _MAX_TRAINING_BYTES) / 1e6
     progress.log(f'tokenizer: training {settings.size:,} pieces on {megabytes:,.1f} MB')
     trained = tokenizer.train_tokenizer(
-      sample_text(_MAX_TRAINING_BYTES), settings.model, settings.size, work / run_dir.TOKENIZER
+      sample_text(_MAX_TRAINING_BYTES), settings.model, settings.size
     )
+  files.write_bytes(work / run_dir.TOKENIZER, trained.model)
   sweep = []
   if settings.extra_sizes:
     sizes = ', '.join(f'{size:,}' for size in settings.extra_sizes)

@@ -12,7 +12,6 @@ import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
 
 import sentencepiece
 from etils import epath
@@ -60,6 +59,30 @@ REFERENCE: Mapping[str, tuple[str, ...]] = {
 }
 
 
+class _SentencePiece(sentencepiece.SentencePieceProcessor):
+  """A SentencePiece model with the further methods of `WrappedTokenizer`."""
+
+  between, reads_mark_as_space = 2, True
+
+  def __init__(self, model: bytes):
+    super().__init__()
+    self.LoadFromSerializedProto(model)
+
+  def encode_continuation(self, text: str) -> list[int]:
+    """Returns the ids of a text that begins no word before its first space."""
+    return self._continuation_processor.encode(text)
+
+  @functools.cached_property
+  def _continuation_processor(self) -> sentencepiece.SentencePieceProcessor:
+    return _SentencePiece(self.serialized_model_proto() + _NO_DUMMY_PREFIX)
+
+  def count_bytes(self, id: int) -> int:
+    """Returns the bytes of text of an id; the space before a word counts."""
+    if self.is_byte(id):
+      return 1
+    return len(self.id_to_piece(id).replace(SPACE_MARK, ' ').encode())
+
+
 class Tokenizer:
   """An immutable SentencePiece model with fixed special ids, or an imported tokenizer.
 
@@ -70,18 +93,13 @@ class Tokenizer:
   """
 
   def __init__(self, model: bytes):
-    self._is_wrapped, self.between = wrapped_tokenizer.is_wrapped(model), 2
-    self._reads_mark_as_space = True
-    if self._is_wrapped:
-      self._processor = wrapped_tokenizer.WrappedTokenizer(model)
-      self.between = self._processor.between
-      self._reads_mark_as_space = self._processor.reads_mark_as_space
-    else:
-      self._processor = sentencepiece.SentencePieceProcessor()
-      self._processor.LoadFromSerializedProto(model)
+    self._is_wrapped = wrapped_tokenizer.is_wrapped(model)
+    self._processor = (
+      wrapped_tokenizer.WrappedTokenizer(model) if self._is_wrapped else _SentencePiece(model)
+    )
     self.model = model
     self.sha256 = hashlib.sha256(model).hexdigest()
-    self.size = self._processor.get_piece_size()
+    self.size, self.between = self._processor.get_piece_size(), self._processor.between
 
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
     """Returns the ids of each text, without special ids: `<mask>` in a text is plain text."""
@@ -97,22 +115,11 @@ class Tokenizer:
     ids = self.encode(parts)
     for index, part in enumerate(parts):
       if index and part and not part.startswith(' '):
-        ids[index] = self._encode_continuation(part)
+        ids[index] = self._processor.encode_continuation(self._escape(part))
     return ids
 
-  def _encode_continuation(self, text: str) -> list[int]:
-    if isinstance(self._processor, wrapped_tokenizer.WrappedTokenizer):
-      return self._processor.encode_continuation(self._escape(text))
-    return self._continuation_processor.encode(self._escape(text))
-
   def _escape(self, text: str) -> str:
-    return escape_space_mark(text) if self._reads_mark_as_space else text
-
-  @functools.cached_property
-  def _continuation_processor(self) -> Any:
-    processor = sentencepiece.SentencePieceProcessor()
-    processor.LoadFromSerializedProto(self.model + _NO_DUMMY_PREFIX)
-    return processor
+    return escape_space_mark(text) if self._processor.reads_mark_as_space else text
 
   def fold(self, text: str) -> str:
     """Returns a text as in a corpus, see `fold_text`. Imported tokenizers change the text."""
@@ -121,7 +128,7 @@ class Tokenizer:
   def decode(self, ids: Sequence[int]) -> str:
     """Returns the text of a sequence of ids, without special pieces."""
     text = self._processor.decode([int(i) for i in ids])
-    return unescape_space_mark(text) if self._reads_mark_as_space else text
+    return unescape_space_mark(text) if self._processor.reads_mark_as_space else text
 
   def piece(self, id: int) -> str:
     """Returns the piece of an id, with U+2581 for the space before a word."""
@@ -141,35 +148,26 @@ class Tokenizer:
     The space before a word counts as a byte of the word.
     """
     first = len(SPECIAL_TOKENS)
-    return (*[0] * first, *(self._count_piece_bytes(i) for i in range(first, self.size)))
-
-  def _count_piece_bytes(self, id: int) -> int:
-    if isinstance(self._processor, wrapped_tokenizer.WrappedTokenizer):
-      return self._processor.count_bytes(id)
-    if self._processor.is_byte(id):
-      return 1
-    return len(self.piece(id).replace(SPACE_MARK, ' ').encode())
+    return (*[0] * first, *(self._processor.count_bytes(i) for i in range(first, self.size)))
 
 
-def train_tokenizer(texts: Iterable[str], model: str, size: int, path: epath.PathLike) -> Tokenizer:
-  """Trains a tokenizer and writes its model file atomically.
+def train_tokenizer(
+  texts: Iterable[str], model: str, size: int, field: str = 'tokenizer.size'
+) -> Tokenizer:
+  """Returns a tokenizer that is trained on texts.
 
   The same texts give the same bytes on any machine. SentencePiece keeps all texts in memory;
   `sample_evenly` bounds them. With 600 or more pieces, rare characters are encoded as bytes and
   never as `<unk>`; smaller tokenizers cover every character of `texts` but U+2585. Text is not
   normalised. Words above 65,000 characters are cut.
 
+  Args:
+    model: 'bpe' or 'unigram'.
+    field: Field of the corpus recipe that has the size, for errors.
+
   Raises:
     InputError: The texts are empty, or do not allow this number of pieces.
   """
-  tokenizer = _train_sentencepiece(texts, model, size)
-  files.write_bytes(path, tokenizer.model)
-  return tokenizer
-
-
-def _train_sentencepiece(
-  texts: Iterable[str], model: str, size: int, field: str = 'tokenizer.size'
-) -> Tokenizer:
   with_bytes, model_file = size >= _MIN_SIZE_WITH_BYTES, io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
@@ -206,11 +204,7 @@ def _prepare_training_text(text: str) -> str:
 
 
 def _explain_failure(error: RuntimeError, model: str, size: int, field: str) -> Exception:
-  """Returns the InputError for a message of SentencePiece, or the error if it is unknown.
-
-  Args:
-    field: Field of the corpus recipe that has the size.
-  """
+  """Returns the InputError for a message of SentencePiece, or the error if it is unknown."""
   subject, message = f'a tokenizer of {size} pieces ({model})', str(error)
   if match := re.search(r'too high .*<= (\d+)', message):
     max_size = int(match[1])
@@ -316,7 +310,7 @@ def measure_sizes(texts: Sequence[str], model: str, sizes: Iterable[int]) -> lis
   """Trains a tokenizer of each size; returns rows of `size`, `word_split_ratio`, `esms`."""
   rows = []
   for size in sizes:
-    tokenizer = _train_sentencepiece(texts, model, size, 'tokenizer.extra_sizes')
+    tokenizer = train_tokenizer(texts, model, size, 'tokenizer.extra_sizes')
     ratio, score = measure_word_split_ratio(tokenizer, texts), measure_esms(tokenizer)
     rows.append({'size': size, 'word_split_ratio': ratio, 'esms': score})
   return rows

@@ -108,8 +108,8 @@ def text_folder(tmp_path) -> epath.Path:
 
 
 @pytest.fixture
-def tokenizer(tmp_path) -> Tokenizer:
-  return train_tokenizer(draw_sentences(300), 'bpe', 120, tmp_path / 'tokenizer.model')
+def tokenizer() -> Tokenizer:
+  return train_tokenizer(draw_sentences(300), 'bpe', 120)
 
 
 def write_rows(rule: str, tokenizer: Tokenizer, folder: epath.Path) -> tuple[dict, dict]:

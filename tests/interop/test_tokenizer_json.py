@@ -47,13 +47,8 @@ ALPHABETS = (
 
 
 @pytest.fixture(scope='module', params=KINDS, ids=lambda kind: f'{kind[0]} {kind[1]}')
-def tokenizer(
-  request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Tokenizer:
-  lines = [line.lower() for line in LINES]
-  return train_tokenizer(
-    lines, *request.param, tmp_path_factory.mktemp('tokenizer') / 'tokenizer.model'
-  )
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+  return train_tokenizer([line.lower() for line in LINES], *request.param)
 
 
 def open_converted(tokenizer: Tokenizer, split_special: bool = False) -> Any:
