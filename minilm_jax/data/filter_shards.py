@@ -143,7 +143,7 @@ def filter_shard(
 ) -> Iterator[tuple[int, tuple[int, bytes, bytes]]]:
   """Writes the files of a shard; yields (bucket, (shard, item numbers, digests))."""
   (number, source), started, num_sent = shard, time.thread_time(), 0
-  input_counts, filter_counts, digests = Counter(), Counter(), np.zeros(0, '<u8')
+  counts, digests = Counter(), np.zeros(0, '<u8')
   with (
     _record_refusal(folder, number),
     _open_atomic(locate_shard_file(folder, number, 'items')) as file,
@@ -151,8 +151,7 @@ def filter_shard(
     texts = documents.read_documents(source, config.documents)
     for batch in filtering.split_into_batches(texts):
       result = filtering.filter_documents(batch, text_filter, config.splits)
-      input_counts.update(result.input_counts)
-      filter_counts.update(result.filter_counts)
+      counts.update(result.counts)
       file.writelines(b'%d%b\n' % (_ITEM_KEYS.index(key), item) for key, item in result.items)
       digests = np.append(digests, result.digests)
       if len(digests) >= _DIGESTS_PER_MESSAGE:
@@ -162,8 +161,7 @@ def filter_shard(
   write_shard_json(
     locate_shard_file(folder, number, 'json'),
     {
-      'read': input_counts,
-      'counts': filter_counts,
+      'counts': counts,
       'items': num_sent + len(digests),
       'processor_seconds': time.thread_time() - started,
     },
@@ -181,13 +179,12 @@ def merge_shards(
   folder: epath.Path, count: int, target: epath.Path, splits: SplitConfig
 ) -> dict[str, Any]:
   """Merges the shards of `folder` into the files of the stage; returns counts for the manifest."""
-  input_counts, filter_counts, seconds = Counter(), Counter(), Counter()
+  counts, seconds = Counter(), Counter()
 
   def read_items() -> Iterator[tuple[tuple[str, str], bytes, bool]]:
     for number in range(count):
       sums = read_shard_json(folder, number)
-      input_counts.update(sums['read'])
-      filter_counts.update(sums['counts'])
+      counts.update(sums['counts'])
       seconds.update(processor_seconds=sums['processor_seconds'])
       is_first = np.ones(sums['items'], bool)
       repeated = locate_shard_file(folder, number, 'repeated')
@@ -198,6 +195,4 @@ def merge_shards(
         for line, first in zip(file, is_first.tolist(), strict=True):
           yield _ITEM_KEYS[line[0] - ord('0')], line[1:-1], first
 
-  items = read_items()
-  summary = filtering.write_split_files(target, splits, items, input_counts, filter_counts)
-  return summary | seconds
+  return filtering.write_split_files(target, splits, read_items(), counts) | seconds

@@ -210,14 +210,12 @@ class FilteredBatch:
 
   Attributes:
     items: ((split, kind), text) of each item.
-    filter_counts: `FilterResult.counts`.
-    input_counts: Documents of each split, and 'bytes'.
+    counts: `FilterResult.counts`, the number of documents of each split, and their 'bytes'.
   """
 
   items: list[tuple[_ItemKey, bytes]]
   digests: UInt64[np.ndarray, 'n']
-  filter_counts: Counter[str]
-  input_counts: Counter[str]
+  counts: Counter[str]
 
 
 def filter_documents(
@@ -227,9 +225,8 @@ def filter_documents(
   document_splits, result = [assign_split(text, splits) for text in batch], text_filter.apply(batch)
   items = [((document_splits[number], kind), item.encode()) for number, kind, item in result.items]
   digests = np.frombuffer(b''.join(_digest(item) for _, item in items), '<u8')
-  num_bytes = sum(len(text.encode()) for text in batch)
-  input_counts = Counter(document_splits) + Counter(bytes=num_bytes)
-  return FilteredBatch(items, digests, result.counts, input_counts)
+  result.counts.update(document_splits, bytes=sum(len(text.encode()) for text in batch))
+  return FilteredBatch(items, digests, result.counts)
 
 
 def count_document_words(batch: Sequence[str], rule: str) -> Counter[str]:
@@ -278,19 +275,18 @@ class LocalRunner:
     started, processor_started = time.monotonic(), _measure_processor_seconds()
     text_filter, splits = filters.Filter(words, config.vocabulary), config.splits
     filter_batch = functools.partial(filter_documents, text_filter=text_filter, splits=splits)
-    deduplicator, input_counts, filter_counts = Deduplicator(), Counter(), Counter()
+    deduplicator, counts = Deduplicator(), Counter()
 
     def filter_items() -> Iterator[tuple[_ItemKey, bytes, bool]]:
       texts = _read_documents(config.documents, sources, 'filtering')
       for batch in map_in_order(filter_batch, split_into_batches(texts), self.workers):
-        input_counts.update(batch.input_counts)
-        filter_counts.update(batch.filter_counts)
+        counts.update(batch.counts)
         is_first = deduplicator.first_seen(batch.digests).tolist()
         for (key, item), first in zip(batch.items, is_first, strict=True):
           yield key, item, first
 
     with create_atomic_folder(folder) as partial:
-      summary = write_split_files(partial, splits, filter_items(), input_counts, filter_counts)
+      summary = write_split_files(partial, splits, filter_items(), counts)
     return summary | {
       'seconds': time.monotonic() - started,
       'processor_seconds': _measure_processor_seconds() - processor_started,
@@ -320,16 +316,14 @@ def write_split_files(
   folder: epath.Path,
   splits: SplitConfig,
   items: Iterable[tuple[_ItemKey, bytes, bool]],
-  input_counts: Mapping[str, int],
-  filter_counts: Counter[str],
+  counts: Counter[str],
 ) -> dict[str, Any]:
   """Writes items to the file of their split and kind; returns counts for the manifest.
 
   Args:
     items: ((split, kind), text, whether the text is new) in the order of the text; repeated items
       are not written.
-    input_counts: Documents of each split, and 'bytes'; complete after the last item.
-    filter_counts: Counts of the filters, complete after the last item; repetitions are added.
+    counts: Sum of `FilteredBatch.counts`, complete after the last item; repetitions are added.
 
   Raises:
     InputError: A split is empty but has a share.
@@ -348,11 +342,11 @@ def write_split_files(
         streams[split, kind].write(item + b'\n')
         totals[split][kind].update(items=1, words=item.count(b' ') + 1, bytes=len(item))
       else:
-        filter_counts[f'{kind}_repeated'] += 1
+        counts[f'{kind}_repeated'] += 1
   summary = {
-    'documents': {split: input_counts[split] for split in SPLITS},
-    'bytes': input_counts['bytes'],
-    'passes': dict(filter_counts),
+    'documents': {split: counts.pop(split, 0) for split in SPLITS},
+    'bytes': counts.pop('bytes', 0),
+    'passes': dict(counts),
     'kept': totals,
   }
   _refuse_empty(summary, splits)
