@@ -32,7 +32,6 @@ from typing import Any
 from minilm_jax.core.errors import InputError
 
 _MAX_CPU_DEVICES = 16  # each device stores parameters and moments
-_MEMORY_FILES = ('/proc/meminfo', '/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory.stat')
 _CGROUPS, _CGROUP_ROOT = pathlib.Path('/proc/self/cgroup'), pathlib.Path('/sys/fs/cgroup')
 CUDA_PLUGINS = ('jax_cuda12_plugin', 'jax_cuda13_plugin')
 _DETERMINISTIC_FLAG = 'xla_gpu_deterministic_ops'
@@ -285,12 +284,12 @@ def read_free_bytes(device: Any) -> int | None:
     stats = device.memory_stats() or {}
     return stats['bytes_limit'] - stats['bytes_in_use'] if 'bytes_limit' in stats else None
   limits = []
-  meminfo, container_limit, container_use = (pathlib.Path(path) for path in _MEMORY_FILES)
+  meminfo, container_limit = pathlib.Path('/proc/meminfo'), _CGROUP_ROOT / 'memory.max'
   if meminfo.exists():
     limits.append(1024 * _read_number(meminfo, 'MemAvailable:'))
   if container_limit.exists() and (text := container_limit.read_text().strip()).isdecimal():
     # Only anonymous memory counts, because the system drops cached files when necessary.
-    limits.append(int(text) - _read_number(container_use, 'anon'))
+    limits.append(int(text) - _read_number(_CGROUP_ROOT / 'memory.stat', 'anon'))
   return min(limits, default=None)
 
 

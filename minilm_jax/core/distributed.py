@@ -75,7 +75,11 @@ def initialized(
     is_orderly = True
     raise
   except (RuntimeError, ValueError) as error:
-    if _processes == 1 or not _is_collective_error(error):
+    import jax
+
+    # On a CPU, a collective is of Gloo, which raises ValueError.
+    is_collective = isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error)
+    if _processes == 1 or not is_collective:
       raise
     text = str(error).splitlines()[0]
     if not _LOST_PEER.search(text):
@@ -86,13 +90,6 @@ def initialized(
     if _processes > 1 and not is_orderly:
       # runs before the exit handler of JAX, which waits for the other processes
       atexit.register(exit_now, 1)
-
-
-def _is_collective_error(error: Exception) -> bool:
-  """Returns whether an error comes from a collective; on a CPU, Gloo raises ValueError."""
-  import jax
-
-  return isinstance(error, jax.errors.JaxRuntimeError) or 'Gloo' in str(error)
 
 
 def _end_after_loss(details: str) -> None:

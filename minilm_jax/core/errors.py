@@ -148,12 +148,6 @@ def one_of(*choices: str) -> FieldRule:
   return check
 
 
-def check_fraction(field: str, value: float) -> None:
-  """Raises InputError for a number outside [0, 1]."""
-  if not 0 <= value <= 1:
-    raise InputError(f'{field}={value}', 'not a number from 0 to 1', 'give a number from 0 to 1')
-
-
 def check_seed(field: str, value: int) -> None:
   """Raises InputError for a number outside uint32, the type of seeds."""
   if not 0 <= value < 2**32:
@@ -167,7 +161,7 @@ PathText = Annotated[str, PATH]
 PositiveInt = Annotated[int, at_least(1)]
 NonNegativeInt = Annotated[int, at_least(0)]
 NonNegativeFloat = Annotated[float, at_least(0)]
-Fraction = Annotated[float, check_fraction]
+Fraction = Annotated[float, at_least(0), at_most(1)]
 AxisSize = Annotated[int, at_least(1), at_most(MAX_AXIS_SIZE)]
 OptionalAxisSize = Annotated[int, at_least(0), at_most(MAX_AXIS_SIZE)]
 RowLength = Annotated[int, at_least(4), at_most(MAX_AXIS_SIZE)]

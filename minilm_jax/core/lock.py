@@ -83,7 +83,8 @@ def hold_lock(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
   """
   folder = epath.Path(workdir)
   path, is_over, errors = folder / LOCK_FILE, threading.Event(), []
-  new_folders = _list_missing_folders(folder)
+  new_folders = [] if '://' in str(folder) else [folder, *folder.parents]
+  new_folders = [path for path in new_folders if not os.path.lexists(path)]
   files.make_folder(folder, f'a run in {folder}')
   holder = _Holder(
     socket.gethostname(),
@@ -125,13 +126,6 @@ def remove_stale_lock(workdir: epath.PathLike) -> None:
   with contextlib.suppress(OSError):
     if path.exists() and _is_dead(path, holder := _read(path)):
       _remove(path, holder)
-
-
-def _list_missing_folders(folder: epath.Path) -> list[epath.Path]:
-  """Returns a local folder and its parents that do not exist, the innermost first."""
-  if '://' in str(folder):
-    return []
-  return [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
 
 
 def _read_start(process: int) -> int | None:

@@ -44,20 +44,19 @@ def log(text: str) -> None:
 def print_result(
   result: Mapping[str, Any] | Iterable[rich_table.Table | str], indent: int | None = 2
 ) -> None:
-  """Prints a result on standard output of process 0: a mapping as JSON, or tables."""
-  if distributed.is_primary():
-    if isinstance(result, Mapping):
-      print(json.dumps(to_json_types(result), indent=indent))
-    else:
-      print_table(result)
+  """Prints a result on standard output of process 0: a mapping as JSON, or tables and lines.
 
-
-def print_table(tables: Iterable[rich_table.Table | str]) -> None:
-  """Prints tables and lines in the width of the terminal, or up to 160 columns in a file."""
+  Tables have the width of the terminal, or up to 160 columns in a file.
+  """
+  if not distributed.is_primary():
+    return
+  if isinstance(result, Mapping):
+    print(json.dumps(to_json_types(result), indent=indent))
+    return
   console = Console(markup=False, emoji=False, highlight=False)
   if not console.is_terminal:
     console.width = _FILE_COLUMNS
-  for table in tables:
+  for table in result:
     console.print(table)
 
 

@@ -52,9 +52,18 @@ class CorpusFiles:
     Raises:
       InputError: A shard is missing, damaged, or has ids outside the vocabulary.
     """
-    self.manifest = read_manifest(folder)
-    self.shards = _open_shards(epath.Path(folder), split, self.manifest)
+    folder, self.manifest = epath.Path(folder), read_manifest(folder)
+    entry, vocab_size = self.manifest['splits'][split], self.manifest['vocabulary']
+    self.shards = [_open_shard(folder, shard, self.manifest) for shard in entry['shards']]
     self.ends = np.cumsum([len(shard) for shard in self.shards])
+    subject = f'the {split} split of {folder}'
+    if not self.shards:
+      raise InputError(subject, 'no rows', f'build the corpus with splits.{split} above 0')
+    if (max_id := max(shard.max() for shard in self.shards)) >= vocab_size:
+      raise InputError(subject, f'id {max_id} in a vocabulary of {vocab_size}', _REBUILD)
+    if self.ends[-1] != entry['rows']:
+      fault = f'{self.ends[-1]:,} rows in the shards, {entry["rows"]:,} in the manifest'
+      raise InputError(subject, fault, _REBUILD)
 
   def __getitem__(self, rows: Int[np.ndarray, '*S']) -> UInt[np.ndarray, '*S L']:
     flat = rows.ravel()
@@ -97,23 +106,9 @@ def load_split(folder: epath.PathLike, split: str, max_rows: int | None = None) 
   Raises:
     InputError: A shard is missing, damaged, or has ids outside the vocabulary.
   """
-  manifest = read_manifest(folder)
-  tokens = np.concatenate(_open_shards(epath.Path(folder), split, manifest))[:max_rows]
+  corpus_files = CorpusFiles(folder, split)
+  tokens, manifest = np.concatenate(corpus_files.shards)[:max_rows], corpus_files.manifest
   return Corpus(typing.cast(Array, tokens), manifest['vocabulary'], manifest['hash'])
-
-
-def _open_shards(folder: epath.Path, split: str, manifest: dict[str, Any]) -> list[np.ndarray]:
-  subject, vocab_size = f'the {split} split of {folder}', manifest['vocabulary']
-  entry = manifest['splits'][split]
-  shards = [_open_shard(folder, shard, manifest) for shard in entry['shards']]
-  if not shards:
-    raise InputError(subject, 'no rows', f'build the corpus with splits.{split} above 0')
-  if (max_id := max(shard.max() for shard in shards)) >= vocab_size:
-    raise InputError(subject, f'id {max_id} in a vocabulary of {vocab_size}', _REBUILD)
-  if (rows := sum(map(len, shards))) != entry['rows']:
-    fault = f'{rows:,} rows in the shards, {entry["rows"]:,} in the manifest'
-    raise InputError(subject, fault, _REBUILD)
-  return shards
 
 
 def _open_shard(folder: epath.Path, shard: dict[str, Any], manifest: dict[str, Any]) -> np.ndarray:

@@ -455,8 +455,6 @@ def _list_batch_rows(location: str, batch: Any) -> list[dict[str, Any]]:
       names.append(field.name)
       columns.append(map(decode_bytes, values) if 'binary' in str(field.type) else values)
   rows = zip(*columns, strict=True) if columns else [()] * len(batch)
-  if len(set(names)) == len(names):
-    return [dict(zip(names, row, strict=True)) for row in rows]
   return [_make_row(location, list(zip(names, row, strict=True))) for row in rows]
 
 

@@ -373,4 +373,4 @@ def print_scores(lines: Sequence[ScoreLine]) -> None:
   if averages:
     table = AVERAGE_FORMAT.fill(averages)
     parts.append(Section('averages of headline scores', table=table))
-  progress.print_table([part for section in parts for part in to_terminal(section)])
+  progress.print_result([part for section in parts for part in to_terminal(section)])
