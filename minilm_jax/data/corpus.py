@@ -57,12 +57,12 @@ class CorpusFiles:
     self.shards = [_open_shard(folder, shard, self.manifest) for shard in entry['shards']]
     self.ends = np.cumsum([len(shard) for shard in self.shards])
     subject = f'the {split} split of {folder}'
-    if not self.shards:
+    if not (rows := sum(map(len, self.shards))):
       raise InputError(subject, 'no rows', f'build the corpus with splits.{split} above 0')
-    if (max_id := max(shard.max() for shard in self.shards)) >= vocab_size:
+    if (max_id := max(shard.max(initial=0) for shard in self.shards)) >= vocab_size:
       raise InputError(subject, f'id {max_id} in a vocabulary of {vocab_size}', _REBUILD)
-    if self.ends[-1] != entry['rows']:
-      fault = f'{self.ends[-1]:,} rows in the shards, {entry["rows"]:,} in the manifest'
+    if rows != entry['rows']:
+      fault = f'{rows:,} rows in the shards, {entry["rows"]:,} in the manifest'
       raise InputError(subject, fault, _REBUILD)
 
   def __getitem__(self, rows: Int[np.ndarray, '*S']) -> UInt[np.ndarray, '*S L']:

@@ -89,6 +89,11 @@ def change_the_format(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
   manifest['format'] += 1
 
 
+def empty_the_shard(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
+  save_rows(lambda rows: rows[:0])(shard, manifest)
+  manifest['splits']['test']['shards'][0]['rows'] = 0
+
+
 def empty_the_split(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
   manifest['splits']['test'] = {'rows': 0, 'tokens': 0, 'shards': []}
 
@@ -108,6 +113,7 @@ def empty_the_split(shard: pathlib.Path, manifest: dict[str, Any]) -> None:
     (leave_the_folder, '../elsewhere.npy'),
     (name_the_parent, "'..'"),
     (change_the_format, 'format 2'),
+    (empty_the_shard, 'no rows'),
     (empty_the_split, 'no rows'),
   ],
 )
