@@ -11,7 +11,6 @@ directory, not its subdirectories.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
@@ -21,6 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from etils import epath
 
@@ -39,32 +39,14 @@ class LockedError(InputError):
   """Another process holds the lock of the directory."""
 
 
-@dataclasses.dataclass(frozen=True)
-class _Holder:
-  """Content of a lock file.
-
-  Attributes:
-    started: start of the process in clock ticks, which distinguishes processes with equal PID.
-    namespace: namespace of the PID, which differs between containers on one host; None without
-      /proc.
-  """
-
-  host: str
-  process: int
-  id: str
-  since: float | None = None
-  started: int | None = None
-  namespace: int | None = None
-
-
-_FIELDS = {field.name for field in dataclasses.fields(_Holder)}
+_Holder = dict[str, Any]  # content of a lock file
 _SCHEMA = {
   'host': TEXT,
   'process': COUNT,
   'id': TEXT,
   'since?': NUMBER,
-  'started?': MAYBE,
-  'namespace?': MAYBE,
+  'started?': MAYBE,  # start in clock ticks, which distinguishes processes with equal PID
+  'namespace?': MAYBE,  # that of the PID, which differs between containers on one host
 }
 
 
@@ -86,14 +68,14 @@ def hold_lock(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
   new_folders = [] if '://' in str(folder) else [folder, *folder.parents]
   new_folders = [path for path in new_folders if not os.path.lexists(path)]
   files.make_folder(folder, f'a run in {folder}')
-  holder = _Holder(
-    socket.gethostname(),
-    os.getpid(),
-    uuid.uuid4().hex,
-    time.time(),
-    _read_start(os.getpid()),
-    _read_namespace(),
-  )
+  holder = {
+    'host': socket.gethostname(),
+    'process': os.getpid(),
+    'id': uuid.uuid4().hex,
+    'since': time.time(),
+    'started': _read_start(os.getpid()),
+    'namespace': _read_namespace(),
+  }
   _acquire(path, holder)
   heartbeat = threading.Thread(target=_beat, args=(path, holder, is_over, errors), daemon=True)
   heartbeat.start()
@@ -113,7 +95,7 @@ def hold_lock(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
     is_over.set()
     heartbeat.join()
     with contextlib.suppress(OSError):
-      if (current := _read(path)) and current.id == holder.id:
+      if (current := _read(path)) and current['id'] == holder['id']:
         path.unlink(missing_ok=True)
       for new_folder in new_folders:
         os.rmdir(new_folder)  # raises OSError unless the folder is empty
@@ -159,7 +141,7 @@ def _acquire(path: epath.Path, holder: _Holder) -> None:
     raise InputError(
       f'a run in {path.parent}', f'a write error: {error}', 'give another --workdir'
     ) from None
-  if current is None or current.id != holder.id:
+  if current is None or current['id'] != holder['id']:
     raise _make_error(path, current)
 
 
@@ -184,7 +166,7 @@ def _remove(path: epath.Path, dead: _Holder | None) -> None:
 
 def _write(path: epath.Path, holder: _Holder) -> None:
   """Creates the lock file, unless another process has created it first."""
-  text = json.dumps(dataclasses.asdict(holder))
+  text = json.dumps(holder)
   if '://' in str(path):  # object stores have no exclusive creation: the last writer wins
     path.write_text(text)
     return
@@ -199,9 +181,9 @@ def _write(path: epath.Path, holder: _Holder) -> None:
 def _make_error(path: epath.Path, holder: _Holder | None) -> LockedError:
   text, wait = 'a lock of another process', HEARTBEAT_SECONDS
   if holder:
-    text, wait = f'a lock of process {holder.process} on {holder.host}', STALE_SECONDS
-    if holder.since:
-      since = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(holder.since))
+    text, wait = f'a lock of process {holder["process"]} on {holder["host"]}', STALE_SECONDS
+    if holder.get('since'):
+      since = time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(holder['since']))
       text += f' since {since} (local time)'
   return LockedError(
     f'the run in {path.parent}',
@@ -228,7 +210,7 @@ def _beat(
         errors.append(_make_deletion_error(path.parent))
       elif not path.exists():
         _write(path, holder)
-      elif (current := _read(path)) and current.id != holder.id:
+      elif (current := _read(path)) and current['id'] != holder['id']:
         errors.append(_make_error(path, current))
       elif '://' in str(path):
         _write(path, holder)
@@ -248,9 +230,8 @@ def _read(path: epath.Path) -> _Holder | None:
     return None
   if find_schema_fault(record, _SCHEMA):
     return None
-  holder = _Holder(**{name: record[name] for name in _FIELDS if name in record})
-  is_valid = _HOST.fullmatch(holder.host) and 0 < holder.process < _MAX_PROCESS
-  return holder if is_valid and 0 <= (holder.since or 0) < _MAX_TIME else None
+  is_valid = _HOST.fullmatch(record['host']) and 0 < record['process'] < _MAX_PROCESS
+  return record if is_valid and 0 <= (record.get('since') or 0) < _MAX_TIME else None
 
 
 def _is_dead(path: epath.Path, holder: _Holder | None) -> bool:
@@ -259,16 +240,16 @@ def _is_dead(path: epath.Path, holder: _Holder | None) -> bool:
   A process that runs on this host counts as alive without heartbeats, because it can be suspended.
   """
   places = None, _read_namespace()  # a lock of an earlier version has no namespace
-  if holder and holder.host == socket.gethostname() and holder.namespace in places:
+  if holder and holder['host'] == socket.gethostname() and holder.get('namespace') in places:
     try:
-      os.kill(holder.process, 0)
+      os.kill(holder['process'], 0)
     except ProcessLookupError:
       return True
     except PermissionError:  # the process runs as another user
       pass
-    started = _read_start(holder.process)
-    if started is not None and holder.started is not None:
-      return started != holder.started
+    started, known = _read_start(holder['process']), holder.get('started')
+    if started is not None and known is not None:
+      return started != known
   try:
     silent_seconds = time.time() - files.read_status(path).changed_at
   except FileNotFoundError:  # the holder has removed the lock
