@@ -63,15 +63,26 @@ def limit_items(items: Iterable[_T], size: Callable[[_T], int], subject: str) ->
     yield item
 
 
-def read_bytes(path: epath.PathLike, subject: str) -> bytes:
+def read_bytes(
+  path: epath.PathLike, subject: str, remedy: str = 'check the path, or create the file'
+) -> bytes:
   """Returns all bytes of a file.
 
+  Args:
+    remedy: remedy for a missing file.
+
   Raises:
-    InputError: the file has more than `MAX_FILE_BYTES`.
-    OSError: the file cannot be read.
+    InputError: the file is missing, unreadable, or has more than `MAX_FILE_BYTES`.
   """
-  with epath.Path(path).open('rb') as stream:
-    return read_limited(stream, subject)
+  try:
+    with epath.Path(path).open('rb') as stream:
+      return read_limited(stream, subject)
+  except (FileNotFoundError, NotADirectoryError):
+    raise InputError(subject, f'no file {path}', remedy) from None
+  except OSError as error:
+    raise InputError(
+      subject, f'{path} cannot be read: {error}', 'check the path and its permissions'
+    ) from None
 
 
 def resolve_inside(folder: epath.PathLike, name: Any, subject: str) -> epath.Path:
@@ -190,14 +201,7 @@ def read_json(path: epath.PathLike, subject: str) -> Any:
     InputError: the file is missing, unreadable, too large, or not UTF-8 JSON of at most 64 levels.
   """
   path = epath.Path(path)
-  try:
-    raw = read_bytes(path, subject)
-  except (FileNotFoundError, NotADirectoryError):
-    raise InputError(subject, f'no file {path}', 'check the path, or create the file') from None
-  except OSError as error:
-    raise InputError(
-      subject, f'{path} cannot be read: {error}', 'check the path and its permissions'
-    ) from None
+  raw = read_bytes(path, subject)
   try:
     return old_names.rename_record(path.name, parse_json(raw))
   except ValueError as error:

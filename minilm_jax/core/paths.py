@@ -237,11 +237,7 @@ def split_names(text: str) -> list[str]:
   A comma is part of a name if the name with the comma exists and the names around it do not.
   """
   words = [word for word in map(str.strip, text.split(',')) if word]
-  if len(words) < 2:
-    return [expand_home(word) for word in words]
-  if _names_path(text.strip()):
-    return [expand_home(text.strip())]
-  if not all(map(_names_path, words)):
+  if len(words) > 1 and (_names_path(text.strip()) or not all(map(_names_path, words))):
     words = list(_join_names(text.split(',')))
   return [expand_home(word) for word in words]
 

@@ -71,7 +71,6 @@ class BeamRunner:
     shards = filter_shards.plan_shards(sources, config.documents)
     with self._empty_folder() as folder:
       count = functools.partial(filter_shards.count_shard_words, config=config, folder=folder)
-      result = filter_shards.locate_shard_file(folder, 0, 'json')
       self._run(
         f'counting words of {len(shards):,} shards',
         lambda pipeline: (
@@ -80,7 +79,7 @@ class BeamRunner:
           | beam.FlatMap(count)
           | beam.CombinePerKey(sum)
           | beam.combiners.Top.Smallest(size, key=_rank_word)
-          | beam.Map(functools.partial(filter_shards.write_shard_json, result))
+          | beam.Map(functools.partial(filter_shards.write_shard_json, folder, 0))
         ),
       )
       return filters.select_frequent_words(dict(filter_shards.read_shard_json(folder, 0)), size)

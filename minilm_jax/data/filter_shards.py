@@ -70,9 +70,9 @@ def _open_atomic(path: epath.Path) -> contextlib.AbstractContextManager[IO[bytes
   return files.open_atomic(path, f'{uuid.uuid4().hex}.partial')
 
 
-def write_shard_json(path: epath.Path, value: Any) -> None:
-  """Writes a JSON file atomically."""
-  with _open_atomic(path) as file:
+def write_shard_json(folder: epath.Path, number: int, value: Any, suffix: str = 'json') -> None:
+  """Writes a JSON file of a shard atomically."""
+  with _open_atomic(locate_shard_file(folder, number, suffix)) as file:
     file.write(json.dumps(value).encode())
 
 
@@ -99,8 +99,7 @@ def _record_refusal(folder: epath.Path, number: int) -> Iterator[None]:
   try:
     yield
   except InputError as error:
-    parts = [error.asked, error.found, error.remedy]
-    write_shard_json(locate_shard_file(folder, number, 'error'), parts)
+    write_shard_json(folder, number, [error.asked, error.found, error.remedy], 'error')
     raise
 
 
@@ -116,8 +115,7 @@ def fingerprint_shard(shard: tuple[int, documents.Source], folder: epath.Path) -
   """Writes the fingerprint of a numbered source."""
   number, source = shard
   with _record_refusal(folder, number):
-    fingerprint = documents.fingerprint_source(source)
-    write_shard_json(locate_shard_file(folder, number, 'json'), fingerprint)
+    write_shard_json(folder, number, documents.fingerprint_source(source))
 
 
 def count_shard_words(
@@ -158,14 +156,12 @@ def filter_shard(
         yield from filtering.split_into_buckets(number, num_sent, digests)
         num_sent, digests = num_sent + len(digests), digests[:0]
   yield from filtering.split_into_buckets(number, num_sent, digests)
-  write_shard_json(
-    locate_shard_file(folder, number, 'json'),
-    {
-      'counts': counts,
-      'items': num_sent + len(digests),
-      'processor_seconds': time.thread_time() - started,
-    },
-  )
+  result = {
+    'counts': counts,
+    'items': num_sent + len(digests),
+    'processor_seconds': time.thread_time() - started,
+  }
+  write_shard_json(folder, number, result)
 
 
 def save_repeats(shard: tuple[int, Iterable[bytes]], folder: epath.Path) -> None:

@@ -9,6 +9,7 @@ callers fold it (`Tokenizer.fold`) and add `<s>` and `</s>`. The letter U+2581 i
 import functools
 import hashlib
 import io
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -229,10 +230,7 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
       ids; or an imported tokenizer needs a library that is not installed.
   """
   subject = f'the tokenizer {path}'
-  try:
-    model = files.read_bytes(path, subject)
-  except OSError as error:
-    raise InputError(subject, f'unreadable: {error}', 'check the path') from None
+  model = files.read_bytes(path, subject)
   try:
     tokenizer = Tokenizer(model)
     pieces = [tokenizer.piece(i) for i in range(tokenizer.size)]
@@ -242,15 +240,13 @@ def load_tokenizer(path: epath.PathLike) -> Tokenizer:
     else:
       fault, remedy = 'not a SentencePiece model', 'give the .model file of SentencePiece'
     raise InputError(subject, fault, remedy) from None
-  special = (pieces + ['nothing'] * len(SPECIAL_TOKENS))[: len(SPECIAL_TOKENS)]
-  if special != list(SPECIAL_TOKENS):
+  special = itertools.zip_longest(pieces[: len(SPECIAL_TOKENS)], SPECIAL_TOKENS)
+  differences = [f'{i} is {piece!r}' for i, (piece, name) in enumerate(special) if piece != name]
+  if differences:
     expected = ', '.join(f'{piece} {i}' for i, piece in enumerate(SPECIAL_TOKENS))
-    differences = ', '.join(
-      f'{i} is {piece!r}' for i, piece in enumerate(special) if piece != SPECIAL_TOKENS[i]
-    )
     raise InputError(
       f'{subject} with {expected}',
-      f'other special pieces: {differences}',
+      f'other special pieces: {", ".join(differences)}',
       'train it by minilm corpus, or with these ids and <mask> as the first control symbol',
     )
   return tokenizer

@@ -77,7 +77,7 @@ def read_outputs(path: epath.PathLike) -> dict[str, Outputs]:
   """
   file, subject = epath.Path(path) / OUTPUTS_FILE, f'the outputs of the classifier {path}'
   try:
-    data = io.BytesIO(files.read_bytes(file, subject))
+    data = io.BytesIO(files.read_bytes(file, subject, _REMEDY))
     size = sum(part.file_size for part in zipfile.ZipFile(data).infolist())
     if size > files.MAX_FILE_BYTES:
       raise InputError(subject, f'{size:,} unpacked bytes in {file}', _REMEDY)
