@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import errno
 import hashlib
+import json
 import os
 import re
 import signal
@@ -38,7 +39,6 @@ _REMEDY = (
 _LOST_PEER = re.compile(r'UNAVAILABLE|ABORTED|DEADLINE_EXCEEDED|CANCELLED|Gloo|NCCL', re.IGNORECASE)
 # Numbers of tasks on each node of a Slurm step, as in 4(x2),1, and on the host in Open MPI.
 _TASKS_OF_NODES = ('SLURM_STEP_TASKS_PER_NODE', 'OMPI_COMM_WORLD_LOCAL_SIZE')
-_SEPARATOR = '\0'
 _is_started = False  # whether jax.distributed.initialize was called, even without success
 _process, _processes = 0, 1
 _exit_lock = threading.Lock()  # acquired by the thread that reports a lost process, never released
@@ -335,21 +335,20 @@ def raise_together() -> Iterator[None]:
   if _processes == 1:
     yield
     return
-  parts = ''
+  parts = []
   try:
     yield
   except DistributedError:
     raise
   except InputError as error:
-    parts = _SEPARATOR.join((error.asked, error.found, error.remedy))
+    parts = [error.asked, error.found, error.remedy]
   except OSError as error:
-    parts = _SEPARATOR.join(
-      ('files of the run', f'{type(error).__name__}: {error}', 'free disk space or fix the path')
-    )
-  errors = _allgather_text(parts)
+    fault = f'{type(error).__name__}: {error}'
+    parts = ['files of the run', fault, 'free disk space or fix the path']
+  errors = [json.loads(text) for text in _allgather_text(json.dumps(parts))]
   failed = [n for n in (_process, *range(_processes)) if errors[n]]
   if failed:
-    request, fact, remedy = errors[failed[0]].split(_SEPARATOR)
+    request, fact, remedy = errors[failed[0]]
     raise DistributedError(request, fact if parts else f'in process {failed[0]}: {fact}', remedy)
 
 
@@ -395,15 +394,13 @@ def allgather_ints(*values: int) -> list[tuple[int, ...]]:
 
 
 def _allgather_text(text: str) -> list[str]:
-  """Returns the texts of all processes by process index."""
+  """Returns the texts of all processes by process index; no text is empty."""
   import numpy as np
   from jax.experimental import multihost_utils
 
   data = np.frombuffer(text.encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(data.size))
   buffer = np.zeros(max(sizes), np.uint8)
-  if not buffer.size:
-    return [''] * _processes
   buffer[: data.size] = data
   rows = multihost_utils.process_allgather(buffer)
   return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]

@@ -111,12 +111,6 @@ def resolve_inside(folder: epath.PathLike, name: Any, subject: str) -> epath.Pat
   return folder / name
 
 
-def remove_folder(folder: epath.Path) -> None:
-  """Removes a folder with its content, if it exists."""
-  if folder.exists():
-    folder.rmtree()
-
-
 def make_folder(folder: epath.PathLike, subject: str) -> None:
   """Creates a folder and its parents; raises InputError if that fails."""
   try:

@@ -31,7 +31,7 @@ from apache_beam import error as beam_error
 from apache_beam.options import pipeline_options
 from etils import epath
 
-from minilm_jax.core import files, progress
+from minilm_jax.core import progress
 from minilm_jax.core.corpus_config import CorpusConfig
 from minilm_jax.core.errors import LIBRARY_ERRORS, InputError, suggest_name
 from minilm_jax.data import documents, filter_shards, filtering, filters
@@ -124,7 +124,7 @@ class BeamRunner:
   def _empty_folder(self) -> Iterator[epath.Path]:
     """Yields an empty temporary folder, and removes it afterwards."""
     try:
-      files.remove_folder(self.folder)
+      self.folder.rmtree(missing_ok=True)
       self.folder.mkdir(parents=True)
     except (OSError, ImportError) as error:  # ImportError: no library for gs://
       raise InputError(

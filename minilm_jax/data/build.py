@@ -50,13 +50,11 @@ def build_corpus(config: CorpusConfig, workdir: epath.PathLike, beam: str = '') 
       files.write_json(workdir / run_dir.CONFIG, manifest['settings'])
     run_dir.open_run(workdir, settings)
     progress.log(f'{workdir} has the finished corpus of this recipe: nothing to do')
-    files.remove_folder(workdir / _WORK_FOLDER)
+    (workdir / _WORK_FOLDER).rmtree(missing_ok=True)
     return workdir
   with lock.hold_lock(workdir):
-    if beam:
-      runner = _make_beam_runner(beam, workdir)
-    else:
-      runner = filtering.LocalRunner(config.workers or backend.count_cores())
+    local_runner = filtering.LocalRunner(config.workers or backend.count_cores())
+    runner = _make_beam_runner(beam, workdir) if beam else local_runner
     _build(config, workdir, settings, runner)
   return workdir
 
@@ -119,7 +117,7 @@ def _build(
   stages = {_FILTER_STAGE: filtered, 'tokenizer': pieces, 'rows': row_counts}
   manifest = _make_manifest(settings, fingerprints, splits, stages)
   files.write_json(workdir / run_dir.MANIFEST, manifest)
-  files.remove_folder(work)
+  work.rmtree(missing_ok=True)
   _log_summary(manifest, time.monotonic() - started)
 
 
@@ -149,7 +147,7 @@ def _filter_text(
 ) -> dict[str, Any]:
   if config.vocabulary.most_frequent:
     words = runner.find_most_frequent_words(config, sources)
-  files.remove_folder(work / _FILTER_STAGE)
+  (work / _FILTER_STAGE).rmtree(missing_ok=True)
   summary = runner.filter_corpus(config, sources, words, work / _FILTER_STAGE)
   word_list = words and {'name': words.name, 'sha256': words.sha256, 'words': len(words.words)}
   return summary | {'word_list': word_list}

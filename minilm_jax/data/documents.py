@@ -146,7 +146,7 @@ def fingerprint_source(source: Source) -> dict[str, Any]:
     return {'name': source.name} | tfds.fingerprint_dataset(source.path)
   if source.format == 'microworld':
     digest, size = hashlib.sha256(), 0
-    for text in _generate_microworld(source):
+    for text in microworld.generate_documents(seed=0, count=int(source.path)):
       line = text.encode() + b'\n'
       digest.update(line)
       size += len(line)
@@ -182,7 +182,7 @@ def read_documents(source: Source, config: DocumentsConfig) -> Iterator[str]:
 
 def _read_texts(source: Source, config: DocumentsConfig) -> Iterator[str]:
   if source.format == 'microworld':
-    return _generate_microworld(source)
+    return microworld.generate_documents(seed=0, count=int(source.path))
   if source.format == 'txt':
     lines = readers.read_lines(source.path, config.on_invalid_utf8, config.max_chars)
     lines = (line.removesuffix('\r') for line in lines)
@@ -278,10 +278,6 @@ def _join_paragraphs_or_lines(lines: Iterator[str], name: str, max_chars: int) -
 def _make_length_error(name: str, max_chars: int) -> InputError:
   remedy = f'give {name}@line if a line is a document'
   return readers.make_length_error(name, 'document', max_chars, remedy)
-
-
-def _generate_microworld(source: Source) -> Iterator[str]:
-  return microworld.generate_documents(seed=0, count=int(source.path))
 
 
 def read_table_rows(path: str) -> Iterator[dict[str, Any]]:

@@ -26,7 +26,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Bool, UInt64
 
-from minilm_jax.core import files, progress, signals
+from minilm_jax.core import progress, signals
 from minilm_jax.core.corpus_config import (
   SPLITS,
   TEXT_KINDS,
@@ -302,7 +302,7 @@ def _measure_processor_seconds() -> float:
 def create_atomic_folder(folder: epath.Path) -> Iterator[epath.Path]:
   """Yields a partial folder that becomes `folder` at the end; an InputError removes it."""
   partial = folder.parent / f'{folder.name}.partial'
-  files.remove_folder(partial)
+  partial.rmtree(missing_ok=True)
   partial.mkdir(parents=True)
   try:
     yield partial

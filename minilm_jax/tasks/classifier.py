@@ -140,8 +140,8 @@ def save_classifier(
   """
   path = epath.Path(path)
   temporary = path.parent / f'.{path.name}.partial'
-  files.remove_folder(temporary)
-  files.remove_folder(path)
+  temporary.rmtree(missing_ok=True)
+  path.rmtree(missing_ok=True)
   temporary.mkdir(parents=True)
   files.write_json(temporary / CARD_FILE, recipe.as_dict(card))
   files.write_bytes(temporary / run_dir.TOKENIZER, tokenizer.model)

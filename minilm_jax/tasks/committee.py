@@ -253,7 +253,7 @@ def _copy_member(source: epath.Path, target: epath.Path) -> None:
   if not classifier.is_incomplete(target):
     return
   temporary = target.parent / f'.{target.name}.partial'
-  files.remove_folder(temporary)
+  temporary.rmtree(missing_ok=True)
   for file in _list_files(source):
     name = '/'.join(file.parts[len(source.parts) :])
     # A symbolic link must not copy a file from outside the folder.
