@@ -244,10 +244,10 @@ def read_run(path: pathlib.Path) -> Any:
 
 
 def read_dataset(path: pathlib.Path) -> Any:
-  from minilm_jax.data import documents
+  from minilm_jax.data import tfds
 
   root = find_folder(path, 'tfds')
-  return list(documents.read_tfds_rows('tiny', 'train', str(root)))
+  return list(tfds.read_examples(tfds.find_dataset('tiny', str(root)), 'train'))
 
 
 # Valid inputs.

@@ -292,8 +292,3 @@ def read_table_rows(path: str) -> Iterator[dict[str, Any]]:
 
   rows = readers.read_rows(path, 'strict', _MAX_TABLE_LINE_CHARS)
   return files.limit_items(rows, size, f'the table {path}')
-
-
-def read_tfds_rows(name: str, split: str, data_dir: str) -> Iterator[dict[str, Any]]:
-  """Yields the examples of a prepared data set; see `tfds.find_dataset`, `tfds.read_examples`."""
-  return tfds.read_examples(tfds.find_dataset(name, data_dir), split)

@@ -23,7 +23,7 @@ from scipy import stats
 
 from minilm_jax.core import paths, progress, run_dir
 from minilm_jax.core.errors import NO_TEXT, InputError, suggest_name
-from minilm_jax.data import corpus, documents, readers
+from minilm_jax.data import corpus, documents, readers, tfds
 from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID, Tokenizer
 from minilm_jax.evaluation import evaluate, likelihood
 from minilm_jax.tasks import metrics
@@ -105,7 +105,7 @@ def _open_tables(source: epath.PathLike) -> tuple[str, list[tuple[str, Iterator[
       f'give tables in the formats .{", .".join(_TABLE_FORMATS)}',
     )
   return 'blimp', [
-    (paradigm, documents.read_tfds_rows(f'blimp/{paradigm}', 'train', str(root)))
+    (paradigm, tfds.read_examples(tfds.find_dataset(f'blimp/{paradigm}', str(root)), 'train'))
     for paradigm in paradigms
   ]
 

@@ -116,19 +116,19 @@ def _read_tfds(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str,
       f'{task.name} from task.data_dir', 'a task that TFDS lacks', 'set task.folder instead'
     )
   try:
-    return documents.read_tfds_rows(task.tfds, split, config.data_dir)
+    folder = tfds.find_dataset(task.tfds, config.data_dir)
+  except InputError:
+    parts = ('train', *(f'validation_{part}' for part in task.parts))
+    files = ', '.join(parts if task.parts else TASK_SPLITS[:2])
+    raise MissingSplit(
+      f'{task.tfds} in task.data_dir={config.data_dir}',
+      'no prepared data set',
+      f"on a machine with a network, run tfds.builder('{task.tfds}', data_dir=...)"
+      f".download_and_prepare(file_format='array_record'); or set task.folder with {files}",
+    ) from None
+  try:
+    return tfds.read_examples(folder, split)
   except InputError as error:  # opening failed; damaged rows raise errors later
-    try:
-      tfds.find_dataset(task.tfds, config.data_dir)
-    except InputError:
-      parts = ('train', *(f'validation_{part}' for part in task.parts))
-      files = ', '.join(parts if task.parts else TASK_SPLITS[:2])
-      raise MissingSplit(
-        f'{task.tfds} in task.data_dir={config.data_dir}',
-        'no prepared data set',
-        f"on a machine with a network, run tfds.builder('{task.tfds}', data_dir=...)"
-        f".download_and_prepare(file_format='array_record'); or set task.folder with {files}",
-      ) from None
     raise MissingSplit(error.asked, error.found, error.remedy) from None
 
 

@@ -15,7 +15,7 @@ from configs import base
 from minilm_jax.core import recipe
 from minilm_jax.core.config import TaskConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import documents, filters
+from minilm_jax.data import filters, tfds
 from minilm_jax.tasks import examples, loading
 from minilm_jax.tasks.examples import Examples
 from minilm_jax.tasks.task import find_task
@@ -118,13 +118,14 @@ def test_the_filter_reads_the_fields_of_the_recipe(filtered_glue):
 def test_a_pair_and_a_number_are_read_from_tfds(monkeypatch: pytest.MonkeyPatch):
   calls = []
 
-  def read_rows(name: str, split: str, data_dir: str):
-    calls.append((name, split, data_dir))
+  def read_rows(folder: str, split: str):
+    calls.append((folder, split))
     return iter([{'sentence1': 'a', 'sentence2': 'b', 'label': 2.5, 'idx': 0}])
 
-  monkeypatch.setattr(documents, 'read_tfds_rows', read_rows)
+  monkeypatch.setattr(tfds, 'find_dataset', lambda name, data_dir: f'{data_dir}/{name}')
+  monkeypatch.setattr(tfds, 'read_examples', read_rows)
   pairs = read(dataclasses.replace(TASK, name='stsb', data_dir='TFDS'), 'validation')
-  assert calls == [('glue/stsb', 'validation', 'TFDS')]
+  assert calls == [('TFDS/glue/stsb', 'validation')]
   assert (pairs.first, pairs.second, pairs.labels.tolist()) == (('a',), ('b',), [2.5])
   assert pairs.labels.dtype == np.float32
 
