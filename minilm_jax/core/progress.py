@@ -80,16 +80,12 @@ def silence() -> Iterator[None]:
     logging.disable(level)
 
 
-@contextlib.contextmanager
-def track_progress(label: str, total: float, unit: str, done: float = 0) -> Iterator[Update]:
-  """Shows the progress of a long computation.
-
-  Yields:
-    `update(done, note='')`.
-  """
+def track_progress(
+  label: str, total: float, unit: str, done: float = 0
+) -> contextlib.AbstractContextManager[Update]:
+  """Shows the progress of a long computation by a context that gives `update(done, note='')`."""
   is_terminal = sys.stderr.isatty() and distributed.is_primary()
-  with (_show_bar if is_terminal else _print_lines)(label, total, unit, done) as update:
-    yield update
+  return (_show_bar if is_terminal else _print_lines)(label, total, unit, done)
 
 
 @contextlib.contextmanager

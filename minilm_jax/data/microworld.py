@@ -303,11 +303,6 @@ def generate_documents(seed: int, count: int) -> Iterator[str]:
     yield ' '.join(build_grammar().sample('DOCUMENT', random.Random(f'{seed}/{i}'))[:-1])
 
 
-def compute_log_probability(document: str) -> float:
-  """Returns the log-probability of a document in nats, or -inf outside the language."""
-  return build_grammar().compute_log_probability('DOCUMENT', [*document.split(' '), DOCUMENT_END])
-
-
 def _is_sentence(words: Iterable[str]) -> bool:
   """Returns whether words are a sentence of the language at any place and in any mood."""
   return build_grammar().compute_log_probability('CLAUSE 00', words) > -math.inf

@@ -23,6 +23,12 @@ RULES = {
 }
 
 
+def compute_log_probability(document: str) -> float:
+  """Returns the log-probability of a document in nats, or -inf outside the language."""
+  words = [*document.split(' '), microworld.DOCUMENT_END]
+  return microworld.build_grammar().compute_log_probability('DOCUMENT', words)
+
+
 def test_probabilities_of_short_texts_are_their_frequencies():
   grammar, source = Grammar(RULES), random.Random(0)
   texts = [' '.join(grammar.sample('S', source)) for _ in range(20_000)]
@@ -82,7 +88,7 @@ def test_inflected_words_are_distinct():
 def test_the_place_and_the_mood_change_probabilities():
   text = 'it was a {} day at the {} . some foxes find these dogs . the pig is horrible .'
   bad_farm, good_farm, bad_beach = (
-    microworld.compute_log_probability(text.format(mood, place))
+    compute_log_probability(text.format(mood, place))
     for mood, place in (('bad', 'farm'), ('good', 'farm'), ('bad', 'beach'))
   )
   assert bad_farm > good_farm + 2 and bad_farm > bad_beach + 1
@@ -106,7 +112,7 @@ def test_the_place_and_the_mood_change_probabilities():
 )
 def test_only_valid_sentences_have_positive_probability(sentence: str, is_valid: bool):
   document = f'it was a good day at the farm . {sentence}'
-  assert (microworld.compute_log_probability(document) > -math.inf) == is_valid
+  assert (compute_log_probability(document) > -math.inf) == is_valid
 
 
 def test_a_megabyte_takes_a_second():
@@ -139,7 +145,7 @@ def test_examples_are_distinct_balanced_and_repeatable(task: str):
 def test_the_grammar_solves_acceptability():
   for row in microworld.generate_examples('acceptability', 'test', 0, 300):
     document = f'it was a good day at the farm . {row["sentence"]}'
-    assert row['label'] == (microworld.compute_log_probability(document) > -math.inf)
+    assert row['label'] == (compute_log_probability(document) > -math.inf)
 
 
 def test_the_kinds_of_nouns_solve_entailment():
