@@ -250,18 +250,17 @@ class FileStatus:
 def read_status(path: epath.PathLike) -> FileStatus:
   """Returns the status of a file or folder.
 
-  The status of epath includes the name of the owner, and so fails for an owner without a name, as
-  in a container or on a network file system.
+  On a local disk, the status of epath would include the name of the owner. It fails for an owner
+  without a name, as in a container or on a network file system.
 
   Raises:
     OSError: there is no such file, or it cannot be read.
   """
-  try:
+  if '://' in os.fspath(path):
     status = epath.Path(path).stat()
-  except KeyError:
-    local = os.stat(path)
-    return FileStatus(local.st_size, int(local.st_mtime))
-  return FileStatus(status.length, status.mtime)
+    return FileStatus(status.length, status.mtime)
+  local = os.stat(path)
+  return FileStatus(local.st_size, int(local.st_mtime))
 
 
 def hash_file(path: epath.PathLike) -> str:

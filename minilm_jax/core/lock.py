@@ -65,8 +65,7 @@ def hold_lock(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
   """
   folder = epath.Path(workdir)
   path, is_over, errors = folder / LOCK_FILE, threading.Event(), []
-  new_folders = [] if '://' in str(folder) else [folder, *folder.parents]
-  new_folders = [path for path in new_folders if not os.path.lexists(path)]
+  new_folders = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
   files.make_folder(folder, f'a run in {folder}')
   holder = {
     'host': socket.gethostname(),

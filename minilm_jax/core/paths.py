@@ -152,8 +152,7 @@ def list_folders(folder: epath.PathLike, skipped: Collection[str] = ()) -> list[
     for inner in sorted(path.iterdir()):
       if inner.name in skipped or inner.name.startswith('.') or not inner.is_dir():
         continue
-      is_link = '://' not in str(inner) and os.path.islink(inner)
-      (links if is_link else remaining).append(inner)
+      (links if os.path.islink(inner) else remaining).append(inner)
   return sorted(visited.values(), key=lambda path: path.parts)
 
 
