@@ -78,7 +78,7 @@ class BeamRunner:
           | beam.Create(list(enumerate(shards)))
           | beam.FlatMap(count)
           | beam.CombinePerKey(sum)
-          | beam.combiners.Top.Smallest(size, key=_rank_word)
+          | beam.combiners.Top.Smallest(size, key=lambda entry: (-entry[1], entry[0]))
           | beam.Map(functools.partial(filter_shards.write_shard_json, folder, 0))
         ),
       )
@@ -189,10 +189,6 @@ def make_runner(value: str, workdir: epath.PathLike) -> BeamRunner:
   owner = f'{socket.gethostname()}:{os.path.abspath(workdir)}'
   name = f'minilm-{hashlib.sha256(owner.encode()).hexdigest()[:16]}'
   return BeamRunner(options, epath.Path(temp_location) / name)
-
-
-def _rank_word(entry: tuple[str, int]) -> tuple[int, str]:
-  return -entry[1], entry[0]
 
 
 def _run_pipeline(
