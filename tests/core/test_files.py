@@ -42,6 +42,13 @@ def test_an_endless_file_is_refused(small_limits):
     files.read_bytes('/dev/zero', 'x')
 
 
+def test_a_missing_or_unreadable_file_is_refused(tmp_path):
+  with pytest.raises(InputError, match='no file .*absent(.|\n)*copy it again'):
+    files.read_bytes(tmp_path / 'absent', 'x', 'copy it again')
+  with pytest.raises(InputError, match='cannot be read'):
+    files.read_bytes(tmp_path, 'x')
+
+
 READERS: dict[str, Callable[[pathlib.Path], object]] = {
   'a.json': lambda path: files.read_json(path, 'x'),
   'a.model': tokenizer.load_tokenizer,
