@@ -26,6 +26,7 @@ from minilm_jax.model.initialization import count_parameters
 from minilm_jax.tasks import classifier, committee, task_data
 from minilm_jax.tasks.classifier import Card
 from minilm_jax.tasks.committee import Committee
+from minilm_jax.tasks.committee_scores import LOGIT, PROBABILITY, combine_outputs
 from minilm_jax.tasks.examples import Examples
 from minilm_jax.training import pretrained
 
@@ -351,8 +352,8 @@ def predict_rows(
       continue
     row_logits = logits[:, number : number + 1]
     mean_probability, mean_logit = (
-      _describe_output(probabilities[0], card)
-      for probabilities in committee.combine_both_ways(row_logits)
+      _describe_output(combine_outputs(row_logits, combined)[0], card)
+      for combined in (PROBABILITY, LOGIT)
     )
     row |= mean_probability
     if is_committee:

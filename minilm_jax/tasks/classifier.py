@@ -12,6 +12,7 @@ Folders are written under a temporary name and renamed. They can be moved, and o
 devices.
 """
 
+import collections
 import dataclasses
 import functools
 import io
@@ -233,13 +234,6 @@ def read_card(path: epath.PathLike) -> Card:
   return recipe.build(Card, old_names.complete_recipe(stored))
 
 
-def find_source(path: epath.PathLike) -> str:
-  """Returns the path of the run that a classifier was fine-tuned from."""
-  subject, form = f'the manifest of {path}', {'checkpoint_link?': TEXT}
-  manifest = files.read_object(epath.Path(path) / run_dir.MANIFEST, subject, form)
-  return run_dir.find_source(path, manifest, read_card(path).checkpoint)
-
-
 def compute_row_logits(model: Classifier, tokens: Int[Array, 'B L']) -> Float[Array, 'B C']:
   """Returns the logits of a single member for each row."""
   return model(tokens, tokens != PAD_ID)
@@ -266,29 +260,27 @@ def build_forward(
   )
 
 
-def group_by_shape(members: Sequence[SavedClassifier]) -> list[list[int]]:
-  """Returns groups of indices of members that can be stacked, ordered by their first member."""
-  groups: dict[Any, list[int]] = {}
+def stack_members(members: Sequence[SavedClassifier]) -> list[tuple[list[int], Classifier]]:
+  """Returns the indices and the stack of each group of members of equal shape.
+
+  A stack has a first axis `P`, which the devices share. Groups are ordered by their first member.
+  """
+  groups = collections.defaultdict(list)
   for index, member in enumerate(members):
-    groups.setdefault(member.card.shape, []).append(index)
-  return list(groups.values())
-
-
-def stack_members(members: Sequence[SavedClassifier]) -> list[Classifier]:
-  """Returns a pytree for each group of members, stacked on a first axis `P` that devices share."""
+    groups[member.card.shape].append(index)
   stacks = []
-  for group in group_by_shape(members):
+  for group in groups.values():
     models = [members[index].model for index in group]
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *models)
-    stacks.append(population.shard_members(stacked, population.make_even_mesh(len(group))))
+    mesh = population.make_even_mesh(len(group))
+    stacks.append((group, population.shard_members(stacked, mesh)))
   return stacks
 
 
 def compute_logits(
   members: Sequence[SavedClassifier],
   examples: Examples,
-  strategy: str = 'auto',
-  stacks: Sequence[Classifier] = (),
+  stacks: Sequence[tuple[list[int], Classifier]] = (),
 ) -> Float[np.ndarray, 'P N C']:
   """Returns the outputs of each member for each example: logits, or numbers in a regression.
 
@@ -297,12 +289,11 @@ def compute_logits(
   Args:
     members: Members of any shapes with the same tokenizer.
     examples: Texts; labels are ignored.
-    strategy: 'map', 'vmap' or 'auto', for members of equal shape on the same device.
     stacks: Result of `stack_members`, for repeated calls.
   """
   logits: list[np.ndarray] = [np.zeros(0)] * len(members)
   truncated: dict[int, int] = {}  # by length, which several groups may share
-  for group, stack in zip(group_by_shape(members), stacks or stack_members(members), strict=True):
+  for group, stack in stacks or stack_members(members):
     card, tokenizer = members[group[0]].card, members[group[0]].tokenizer
     sequences, truncated[card.length] = task_data.encode_examples(examples, tokenizer, card.length)
     length = card.model.max_length
@@ -312,8 +303,8 @@ def compute_logits(
     # A power of two, so that few shapes are compiled.
     batch_size = min(_MAX_BATCH_ROWS, 1 << (len(sequences) - 1).bit_length())
     tokens, (places,) = task_data.batch_rows([rows], batch_size)
-    group_strategy = population.choose_strategy(len(group), strategy, jax.devices()[0].platform)
-    outputs = np.asarray(build_forward(len(group), group_strategy)(stack, jnp.asarray(tokens)))
+    strategy = population.choose_strategy(len(group), 'auto', jax.devices()[0].platform)
+    outputs = np.asarray(build_forward(len(group), strategy)(stack, jnp.asarray(tokens)))
     for index, member_outputs in zip(group, outputs, strict=True):
       logits[index] = member_outputs[places]
   for length, count in truncated.items():

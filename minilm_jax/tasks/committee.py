@@ -14,7 +14,7 @@ arguments. Members may differ in shape and number of heads, but not in task, lab
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,14 +27,7 @@ from minilm_jax.core.errors import TEXT, InputError
 from minilm_jax.model.heads import Classifier
 from minilm_jax.tasks import classifier, metrics
 from minilm_jax.tasks.classifier import SavedClassifier
-from minilm_jax.tasks.committee_scores import (
-  LOGIT,
-  PROBABILITY,
-  SubsetScore,
-  combine_outputs,
-  read_outputs,
-  study_sizes,
-)
+from minilm_jax.tasks.committee_scores import read_outputs, study_sizes
 from minilm_jax.tasks.examples import Examples
 from minilm_jax.training import checkpoint
 
@@ -51,17 +44,12 @@ class Committee:
   members: tuple[SavedClassifier, ...]
 
   @functools.cached_property
-  def _stacks(self) -> list[Classifier]:
+  def _stacks(self) -> list[tuple[list[int], Classifier]]:
     return classifier.stack_members(self.members)
 
   def logits(self, examples: Examples) -> Float[np.ndarray, 'M N C']:
     """Returns the logits of each member for each example."""
     return classifier.compute_logits(self.members, examples, stacks=self._stacks)
-
-
-def combine_both_ways(logits: Float[np.ndarray, 'M N C']) -> Iterator[Float[np.ndarray, 'N C']]:
-  """Yields probabilities by the mean probability of the members, then by their mean logit."""
-  return (combine_outputs(logits, combined) for combined in (PROBABILITY, LOGIT))
 
 
 def parse_members(members: str) -> list[str]:
@@ -139,9 +127,8 @@ def make_committee(members: str, workdir: epath.PathLike) -> dict[str, Any]:
   loaded.sort(key=lambda pair: pair[0].identity)
   classifiers, folders = [member for member, _ in loaded], [folder for _, folder in loaded]
   check_members(classifiers, list(map(str, folders)))
-  workdir = epath.Path(workdir)
+  workdir, card = epath.Path(workdir), classifiers[0].card
   with lock.hold_lock(workdir):
-    card = classifiers[0].card
     targets = [workdir / classifier.name_member_folder(number) for number in range(len(folders))]
     for folder, target in zip(folders, targets, strict=True):
       _check_target(folder, target)
@@ -155,42 +142,43 @@ def make_committee(members: str, workdir: epath.PathLike) -> dict[str, Any]:
     )
     for folder, target in zip(folders, targets, strict=True):
       _copy_member(folder, target)
-    parameters = [
-      files.read_json(folder / run_dir.MANIFEST, str(folder))['parameters'] for folder in folders
-    ]
-    links = [paths.link_to(classifier.find_source(folder), workdir) for folder in folders]
-    _write_manifest(workdir, classifiers, parameters, links)
-    return _write_scores(workdir, classifiers, folders, sum(parameters))
+    manifests = [classifier.read_manifest(folder) for folder in folders]
+    _write_manifest(workdir, classifiers, folders, manifests)
+    return _write_scores(workdir, classifiers, folders, manifests)
 
 
 def _write_manifest(
   workdir: epath.Path,
   members: Sequence[SavedClassifier],
-  parameters: Sequence[int],
-  links: Sequence[str],
+  folders: Sequence[epath.Path],
+  manifests: Sequence[Mapping[str, Any]],
 ) -> None:
   """Writes the manifest of a committee with the parameters and checkpoint links of the members."""
   rows = [
     {
       'folder': classifier.name_member_folder(number),
       'weights': member.identity,
-      'parameters': count,
+      'parameters': manifest['parameters'],
       'layers': member.card.model.num_layers,
       'hidden': member.card.model.hidden_size,
       'heads': member.card.head.ensemble_size,
       'seed': member.card.seed,
       'learning_rate': member.card.learning_rate,
       'checkpoint': member.card.checkpoint,
-      'checkpoint_link': link,
+      'checkpoint_link': paths.link_to(
+        run_dir.find_source(folder, manifest, member.card.checkpoint), workdir
+      ),
       'step': member.card.step,
     }
-    for number, (member, count, link) in enumerate(zip(members, parameters, links, strict=True))
+    for number, (member, folder, manifest) in enumerate(
+      zip(members, folders, manifests, strict=True)
+    )
   ]
   files.write_json(
     workdir / run_dir.MANIFEST,
     {
       'tokenizer': members[0].card.tokenizer,
-      'parameters': {'total': sum(parameters)},
+      'parameters': {'total': sum(row['parameters'] for row in rows)},
       'members': rows,
     },
   )
@@ -200,13 +188,23 @@ def _write_scores(
   workdir: epath.Path,
   members: Sequence[SavedClassifier],
   folders: Sequence[epath.Path],
-  parameters: int,
+  manifests: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-  """Writes committee.json and result.json; returns the result with the lines of committee.json."""
-  card = members[0].card
-  scores, reason, examples = _study_members(folders, card.headline)
+  """Writes committee.json and result.json; returns the result with the lines of committee.json.
+
+  Only splits of which all members have the outputs on the same examples are scored.
+  """
+  card, outputs = members[0].card, [read_outputs(folder) for folder in folders]
+  digests = [manifest['examples'] for manifest in manifests]
+  examples, scores = {}, []
+  for split, (_, labels) in outputs[0].items():
+    if all(split in member and member[split] == digests[0][split] for member in digests):
+      logits = np.stack([member[split][0] for member in outputs])
+      scores += study_sizes(logits, labels, card.headline, split)
+      examples[split] = len(labels)
   lines = files.to_json_types([dataclasses.asdict(score) for score in scores])
   heads = [member.card.head.ensemble_size for member in members]
+  reason = '' if examples else 'members have no reported examples in common'
   files.write_json(
     workdir / STUDY,
     {
@@ -223,7 +221,7 @@ def _write_scores(
     'task': card.task,
     'members': len(members),
     'heads': heads,
-    'parameters': parameters,
+    'parameters': sum(manifest['parameters'] for manifest in manifests),
     'unscored': reason,
     'scores': {
       f'{score.split}, {score.combined}, {score.metric}': score.mean
@@ -312,28 +310,6 @@ def check_members(members: Sequence[SavedClassifier], names: Sequence[str]) -> N
 def _shorten(value: Any) -> str:
   text = ', '.join(value) if isinstance(value, tuple) else str(value)
   return text if len(text) <= _MAX_NAME_CHARS else f'{text[: _MAX_NAME_CHARS - 3]}...'
-
-
-def _study_members(
-  folders: Sequence[epath.Path], headline: str
-) -> tuple[list[SubsetScore], str, dict[str, int]]:
-  """Returns subset scores on the common splits, a reason if none is common, and example counts."""
-  outputs = [read_outputs(folder) for folder in folders]
-  digests = [classifier.read_manifest(folder)['examples'] for folder in folders]
-  shared = [
-    split
-    for split in outputs[0]
-    if all(split in member and member[split] == digests[0][split] for member in digests)
-  ]
-  if not shared:
-    return [], 'members have no reported examples in common', {}
-  scores, examples = [], {}
-  for split in shared:
-    labels = outputs[0][split][1]
-    logits = np.stack([member[split][0] for member in outputs])
-    scores += study_sizes(logits, labels, headline, split)
-    examples[split] = len(labels)
-  return scores, '', examples
 
 
 def load_committee(folder: epath.PathLike) -> Committee:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from scipy import special
 
 from minilm_jax.core import files, lock, run_dir
 from minilm_jax.core.errors import InputError
@@ -19,7 +20,7 @@ from minilm_jax.tasks import classifier, committee, committee_scores
 from minilm_jax.tasks.committee import Committee
 from minilm_jax.tasks.committee_scores import LOGIT, MEMBERS, PROBABILITY, combine_outputs
 from minilm_jax.tasks.finetune_results import MemberSpec
-from minilm_jax.tasks.metrics import softmax
+from minilm_jax.training import population
 from tests import fake_classifiers
 from tests.run_files import read_files
 
@@ -83,11 +84,12 @@ def test_probabilities_are_means_over_members(members: list, single_logits: np.n
 
 @pytest.mark.parametrize('strategy', ['map', 'vmap'])
 def test_stacked_members_equal_single_members(
-  members: list, single_logits: np.ndarray, strategy: str
+  members: list, single_logits: np.ndarray, strategy: str, monkeypatch: pytest.MonkeyPatch
 ):
-  logits = classifier.compute_logits(members, EXAMPLES, strategy)
+  monkeypatch.setattr(population, 'choose_strategy', lambda *_: strategy)
+  logits = classifier.compute_logits(members, EXAMPLES)
   np.testing.assert_allclose(logits, single_logits, atol=1e-4)
-  assert classifier.group_by_shape(members) == [[0, 1, 2], [3]]
+  assert [group for group, _ in classifier.stack_members(members)] == [[0, 1, 2], [3]]
 
 
 def test_logits_of_a_text_do_not_depend_on_other_texts(members: list):
@@ -160,7 +162,7 @@ def test_a_member_may_have_several_heads(members: list, tiny_tokenizer, tmp_path
     tiny_tokenizer, 7, head=dataclasses.replace(members[0].card.head, ensemble_size=3)
   )
   pair = [members[0], several]
-  assert classifier.group_by_shape(pair) == [[0], [1]]
+  assert [group for group, _ in classifier.stack_members(pair)] == [[0], [1]]
   for number, member in enumerate(pair):
     fake_classifiers.save_classifier(tmp_path / f'classifier-{number}', member)
   result = committee.make_committee(f'{tmp_path}/classifier-*', tmp_path / 'made')
@@ -302,6 +304,10 @@ def draw_logits(
   return scale * (signal + draw.normal(size=(members, examples, classes))), labels
 
 
+def softmax(logits: np.ndarray) -> np.ndarray:
+  return special.softmax(logits.astype(np.float64), axis=-1)
+
+
 def study(logits: np.ndarray, labels: np.ndarray, headline: str = 'accuracy') -> dict[tuple, Any]:
   """Returns subset scores by size, combination and metric."""
   scores = committee_scores.study_sizes(logits, labels, headline, 'test')
@@ -381,6 +387,12 @@ def test_combined_outputs_do_not_depend_on_the_order_of_members(combined: str):
   )
   single = combine_outputs(logits[:1], combined)
   np.testing.assert_allclose(single, softmax(logits[0]))
+
+
+@pytest.mark.parametrize('combined', COMBINED)
+def test_large_logits_have_finite_probabilities(combined: str):
+  probabilities = combine_outputs(np.array([[[1e4, 0.0], [-1e4, -1e4]]]), combined)
+  np.testing.assert_allclose(probabilities, [[1, 0], [0.5, 0.5]])
 
 
 def test_empty_committees_and_non_finite_logits_are_refused():
