@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from etils import epath
 from jaxtyping import Float, Int, Shaped
+from scipy import special
 
 from minilm_jax.core import files
 from minilm_jax.core.errors import LIBRARY_ERRORS, InputError
@@ -94,9 +95,10 @@ def read_outputs(path: epath.PathLike) -> dict[str, Outputs]:
 
 def combine_outputs(logits: Float[np.ndarray, 'M N C'], combined: str) -> Float[np.ndarray, 'N C']:
   """Returns probabilities of a committee: softmax of the mean logit, or mean of the softmax."""
+  logits = logits.astype(np.float64)
   if combined == LOGIT:
-    return metrics.softmax(np.asarray(np.mean(logits, 0, np.float64)))
-  return metrics.softmax(logits).mean(0)
+    return special.softmax(logits.mean(0), axis=-1)
+  return special.softmax(logits, axis=-1).mean(0)
 
 
 def draw_subsets(members: int, size: int) -> list[tuple[int, ...]]:
@@ -114,12 +116,6 @@ def draw_subsets(members: int, size: int) -> list[tuple[int, ...]]:
   return list(subsets)
 
 
-def measure_disagreement(logits: Float[np.ndarray, 'M N C']) -> Float[np.ndarray, 'M M']:
-  """Returns the share of examples with different predictions, for each pair of members."""
-  predictions = logits.argmax(-1)
-  return (predictions[:, None] != predictions[None]).mean(-1)
-
-
 def study_sizes(
   logits: Float[np.ndarray, 'M N C'], labels: Int[np.ndarray, 'N'], headline: str, split: str
 ) -> list[SubsetScore]:
@@ -135,12 +131,16 @@ def study_sizes(
       'give members with finite losses',
     )
   names = tuple(dict.fromkeys((headline, 'accuracy')))
-  member_scores = [_score(metrics.softmax(outputs), labels, names) for outputs in logits]
-  disagreement = measure_disagreement(logits)
+  member_scores = [
+    _score(logits[[member]], PROBABILITY, labels, names) for member in range(len(logits))
+  ]
+  predictions = logits.argmax(-1)
+  # The share of examples with different predictions, for each pair of members.
+  disagreement = (predictions[:, None] != predictions[None]).mean(-1)
 
   def score_subset(subset: Sequence[int]) -> Iterator[tuple[tuple[str, str], float]]:
     for combined in (LOGIT, PROBABILITY):
-      scores = _score(combine_outputs(logits[list(subset)], combined), labels, names)
+      scores = _score(logits[list(subset)], combined, labels, names)
       for metric, value in scores.items():
         yield (combined, metric), value
     for metric in member_scores[0]:
@@ -176,8 +176,9 @@ def study_sizes(
 
 
 def _score(
-  probabilities: np.ndarray, labels: np.ndarray, names: tuple[str, ...]
+  logits: np.ndarray, combined: str, labels: np.ndarray, names: tuple[str, ...]
 ) -> dict[str, float]:
+  probabilities = combine_outputs(logits, combined)
   scores = metrics.compute_metric(names, probabilities.argmax(-1), labels)
   return scores | {
     name: metric(probabilities, labels) for name, metric in _PROBABILITY_METRICS.items()

@@ -8,7 +8,7 @@ shares or correlations, not percentages.
 
 import math
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,17 +28,6 @@ _MIN_PROBABILITY = 1e-12  # bounds the loss of an underflowed probability to 27.
 Labels = Int[np.ndarray, 'n']  # functions check n against the other arguments
 Values = Shaped[np.ndarray, '...']  # functions check the shape against the other arguments
 Counts = Float[np.ndarray, '*a C C']  # true class, predicted class
-
-
-def softmax(logits: Float[np.ndarray, '*M N C']) -> Float[np.ndarray, '*M N C']:
-  """Returns probabilities in float64: exp(z) / sum exp(z) over the last axis.
-
-  >>> softmax(np.array([[0.0, 0.0]]))
-  array([[0.5, 0.5]])
-  """
-  shifted = np.asarray(logits, np.float64)
-  shifted = np.exp(shifted - shifted.max(-1, keepdims=True))
-  return shifted / shifted.sum(-1, keepdims=True)
 
 
 def negative_log_likelihood(probabilities: Float[np.ndarray, 'N C'], labels: Labels) -> float:
@@ -190,8 +179,7 @@ def compute_metric(names: tuple[str, ...], predictions: Values, labels: Values) 
     InputError: A metric or label is unknown, the arrays are empty or differ in shape, or classes
       are not integers.
   """
-  predictions, labels = _check_predictions(names, predictions, labels)
-  counts = _count_classes(predictions, labels) if set(names) & CLASS_METRICS.keys() else None
+  predictions, labels, counts = _check_predictions(names, predictions, labels)
   return {
     name: float(
       CLASS_METRICS[name](counts)
@@ -204,7 +192,12 @@ def compute_metric(names: tuple[str, ...], predictions: Values, labels: Values) 
 
 def _check_predictions(
   names: tuple[str, ...], predictions: Values, labels: Values
-) -> tuple[Values, Values]:
+) -> tuple[Values, Values, Counts | None]:
+  """Returns valid arrays and, if a name is of a metric of classes, their confusion matrix.
+
+  The matrix has the classes 0 to the highest index, at least two. Absent classes do not change any
+  metric.
+  """
   predictions, labels = np.asarray(predictions), np.asarray(labels)
   subject = f'the metrics {", ".join(names)}'
   for name in names:
@@ -217,7 +210,8 @@ def _check_predictions(
       'give at least one label, and a prediction for each label',
     )
   is_classes = all(np.issubdtype(array.dtype, np.integer) for array in (labels, predictions))
-  if set(names) & CLASS_METRICS.keys() and not is_classes:
+  needs_classes = bool(set(names) & CLASS_METRICS.keys())
+  if needs_classes and not is_classes:
     raise InputError(
       subject,
       f'predictions {predictions.dtype}, labels {labels.dtype}',
@@ -229,17 +223,10 @@ def _check_predictions(
       f'{np.sum(labels < 0):,} examples without a label',
       'use a labelled split; the test splits of GLUE have no labels',
     )
-  return predictions, labels
-
-
-def _count_classes(
-  predictions: Int[np.ndarray, 'n'], labels: Int[np.ndarray, 'n']
-) -> Float[np.ndarray, 'C C']:
-  """Returns the confusion matrix of the classes 0 to the highest index, at least two.
-
-  Absent classes do not change any metric.
-  """
-  return confusion_matrix(predictions, labels, int(max(predictions.max(), labels.max(), 1)) + 1)
+  if not needs_classes:
+    return predictions, labels, None
+  classes = int(max(predictions.max(), labels.max(), 1)) + 1
+  return predictions, labels, confusion_matrix(predictions, labels, classes)
 
 
 def compute_intervals(
@@ -263,12 +250,11 @@ def compute_intervals(
   Raises:
     InputError: As for `compute_metric`.
   """
-  predictions, labels = _check_predictions(names, predictions, labels)
+  predictions, labels, counts = _check_predictions(names, predictions, labels)
   intervals = {
     name: _fisher_interval(name, predictions, labels) for name in names if name in NUMBER_METRICS
   }
-  if set(names) & CLASS_METRICS.keys():
-    counts = _count_classes(predictions, labels)
+  if counts is not None:
     shares, random = counts.ravel() / len(labels), np.random.default_rng(_BOOTSTRAP_SEED)
     draws = random.multinomial(len(labels), shares, _NUM_BOOTSTRAP)
     draws = draws.reshape(-1, *counts.shape).astype(np.float64)
@@ -395,21 +381,17 @@ def choose_rates(lines: Iterable[Mapping[str, Any]]) -> tuple[float | None, ...]
   """
   lines = list(lines)
   epoch_choice = choose_epoch(lines)
-  by_rate: dict[float | None, dict[int, float | None]] = {}
+  by_rate: dict[float | None, dict[int, float]] = {}
   for line in lines:
     scores = by_rate.setdefault(line['learning_rate'], {})
     if line['epoch_choice'] == epoch_choice:
-      scores[line['seed']] = line['validation_score']
+      score = line['validation_score']
+      scores[line['seed']] = score if score is not None and math.isfinite(score) else 0.0
   rates = tuple(sorted(by_rate, key=lambda rate: -math.inf if rate is None else rate))
   if len(rates) < 2 or not any(line['held_out'] for line in lines):
     return rates
-  return (max(rates, key=lambda rate: _mean_or_lowest(by_rate[rate].values())),)
-
-
-def _mean_or_lowest(scores: Collection[float | None]) -> float:
-  """Returns the mean with 0 for scores that are not finite; without scores, minus infinity."""
-  values = [score if score is not None and math.isfinite(score) else 0.0 for score in scores]
-  return float(np.mean(values)) if values else -math.inf
+  means = {rate: np.mean([*scores.values()]) for rate, scores in by_rate.items() if scores}
+  return (max(rates, key=lambda rate: means.get(rate, -math.inf)),)
 
 
 def choose_epoch(lines: Iterable[Mapping[str, Any]]) -> str:
