@@ -142,10 +142,9 @@ def finetune(
     )
     members = finetune_results.list_members(config, starts)
     remaining = finetune_resume.find_remaining_members(config, run.task_data, members, run.workdir)
-    changes = finetune_resume.find_changed_examples(run.workdir, run.task_data)
-    if changes and not remaining and (run.workdir / run_dir.RESULT).exists():
+    is_finished = not remaining and (run.workdir / run_dir.RESULT).exists()
+    if changes := finetune_resume.check_examples(run.workdir, run.task_data, is_finished):
       return finetune_results.report_changed_examples(run.workdir, changes)
-    finetune_resume.check_no_changes(run.workdir, changes)
     if remaining:
       program = build_program(run, len(members))
       finetune_resume.drop_partial_lines(run.workdir, remaining, program.group_size)
@@ -312,13 +311,12 @@ def _score_epoch(
   data = run.task_data
   fields = {'step': group.state.step, 'epoch': epoch, **group.specs[index].log_fields()}
   group.log({**fields, 'split': TRAIN_SPLIT, 'loss': loss})
-  scores = {
-    split: finetune_results.compute_headline(data.task, outputs[split], data.rows[split].labels)
-    for split in outputs
-    if split not in data.unlabelled
-  }
-  for split, score in scores.items():
-    group.log({**fields, 'split': split, data.task.headline: score})
+  scores, headline = {}, data.task.headline
+  for split, split_outputs in outputs.items():
+    if split not in data.unlabelled:
+      labels = data.rows[split].labels
+      scores[split] = finetune_results.compute_metrics(data.task, split_outputs, labels)[headline]
+      group.log({**fields, 'split': split, headline: scores[split]})
   validation_score = scores[VALIDATION_PART] if run.config.validation_fraction else math.nan
   return EpochResult(epoch, validation_score, outputs)
 

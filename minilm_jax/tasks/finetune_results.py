@@ -117,11 +117,6 @@ def compute_metrics(task: Task, outputs: Outputs, labels: Labels) -> dict[str, f
   return metrics.compute_metric(task.metrics, decode_outputs(task, outputs), labels)
 
 
-def compute_headline(task: Task, outputs: Outputs, labels: Labels) -> float:
-  """Returns the headline metric of the task."""
-  return compute_metrics(task, outputs, labels)[task.headline]
-
-
 def is_better(result: EpochResult, best: EpochResult | None) -> bool:
   """Returns whether a result replaces the best result; ties keep the earlier epoch."""
   if best is None:

@@ -55,14 +55,14 @@ class FinetuneState:
   active: set[int]
 
 
-def find_changed_examples(workdir: epath.Path, data: TaskData) -> list[str]:
-  """Returns the splits, and 'labels', that differ from the examples of an earlier start.
+def check_examples(workdir: epath.Path, data: TaskData, is_finished: bool) -> list[str]:
+  """Returns the splits, and 'labels', of a finished run that differ from those of its start.
 
   A run without saved state or scores stores the checksums of its examples instead, and so does a
   run of an earlier version.
 
   Raises:
-    InputError: The file of checksums is damaged.
+    InputError: The examples of an unfinished run differ, or the file of checksums is damaged.
   """
   path = workdir / EXAMPLES_FILE
   is_started = old_names.find_file(workdir / STATE_FILE).exists() or any(
@@ -74,17 +74,15 @@ def find_changed_examples(workdir: epath.Path, data: TaskData) -> list[str]:
   stored = files.read_object(path, f'the checksums of {workdir}', _EXAMPLES_SCHEMA)
   old, new = stored['sha256'], data.digests
   changes = [split for split in sorted({*old, *new}) if old.get(split) != new.get(split)]
-  return changes + ['labels'] * (stored['labels'] != list(data.task.labels))
-
-
-def check_no_changes(workdir: epath.Path, changes: Sequence[str]) -> None:
-  """Raises InputError if the examples of an unfinished run have changed."""
-  if changes:
+  if stored['labels'] != list(data.task.labels):
+    changes.append('labels')
+  if changes and not is_finished:
     raise InputError(
       f'to resume the fine-tuning in {workdir}',
       f'other examples than at its start: {", ".join(changes)}',
       'restore the files of the task, or give another --workdir',
     )
+  return changes
 
 
 def find_remaining_members(

@@ -130,7 +130,8 @@ def test_non_finite_outputs_have_no_score(
 ):
   outputs = OUTPUTS[:, :width].copy()
   outputs[4, 0] = broken
-  assert math.isnan(finetune_results.compute_headline(task, outputs, labels))
+  values = finetune_results.compute_metrics(task, outputs, labels)
+  assert set(values) == set(task.metrics) and all(map(math.isnan, values.values()))
   results = {'last': EpochResult(1.0, math.nan, {'validation': outputs})}
   lines = make_score_lines(results, task, labels)
   assert [line['metric'] for line in lines] == list(task.metrics)
@@ -154,7 +155,8 @@ def test_predictions_are_classes_or_numbers():
   numbers = OUTPUTS[:, :1]
   assert finetune_results.decode_outputs(STSB, numbers).tolist() == [2, 0, 3, 1, 0]
   labels = np.array([2, 0, 3, 1, 0], np.float32)
-  assert finetune_results.compute_headline(STSB, numbers, labels) == pytest.approx(1)
+  values = finetune_results.compute_metrics(STSB, numbers, labels)
+  assert values == pytest.approx(dict.fromkeys(STSB.metrics, 1))
 
 
 def test_summaries_are_only_over_seeds():
