@@ -193,7 +193,7 @@ def read_task(path: pathlib.Path, **changes: Any) -> Any:
 def read_pairs(path: pathlib.Path) -> Any:
   from minilm_jax.evaluation import minimal_pairs
 
-  return minimal_pairs.name_pair_set(path), minimal_pairs.read_pairs(path)
+  return minimal_pairs.read_pairs(path)
 
 
 def read_logged(path: pathlib.Path) -> Any:

@@ -8,7 +8,7 @@ list, as in paper 2.
 import os
 import tokenize
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ _MANIFEST_SCHEMA = {
 _MAX_NPY_HEADER_BYTES = 1 << 16
 # NumPy evaluates the header of a .npy file as a Python literal, which raises any of these.
 _NPY_ERRORS = (*PARSE_ERRORS, SyntaxError, EOFError, RecursionError, tokenize.TokenError)
-_ROWS_PER_BLOCK = 1 << 16
+_ROWS_PER_BLOCK = 1 << 14
 _REBUILD = 'build or copy the corpus again'
 # Constants of SplitMix64.
 _INCREMENT = np.uint64(0x9E3779B97F4A7C15)
@@ -73,6 +73,15 @@ class CorpusFiles:
       inside = shard_of_row == number
       tokens[inside] = shard[flat[inside] - (self.ends[number] - len(shard))]
     return tokens.reshape(*rows.shape, -1)
+
+  def read_blocks(
+    self, rows: Int[np.ndarray, 'n'] | None = None
+  ) -> Iterator[UInt[np.ndarray, 'b L']]:
+    """Yields the tokens of rows by number, or of all rows, in blocks."""
+    total = int(self.ends[-1]) if rows is None else len(rows)
+    for start in range(0, total, _ROWS_PER_BLOCK):
+      end = min(start + _ROWS_PER_BLOCK, total)
+      yield self[np.arange(start, end) if rows is None else rows[start:end]]
 
 
 def read_manifest(folder: epath.PathLike) -> dict[str, Any]:
@@ -160,13 +169,8 @@ def order_rows(count: int, seed: int) -> Int[np.ndarray, 'N']:
 
 def count_row_tokens(corpus_files: CorpusFiles) -> Int[np.ndarray, 'N']:
   """Returns the number of tokens of each row, without pads."""
-  return np.concatenate(
-    [
-      np.count_nonzero(shard[start : start + _ROWS_PER_BLOCK] != PAD_ID, axis=1)
-      for shard in corpus_files.shards
-      for start in range(0, len(shard), _ROWS_PER_BLOCK)
-    ]
-  )
+  blocks = corpus_files.read_blocks()
+  return np.concatenate([np.count_nonzero(tokens != PAD_ID, axis=1) for tokens in blocks])
 
 
 def check_subset(config: SubsetConfig, manifest: Mapping[str, Any], folder: epath.PathLike) -> None:

@@ -51,21 +51,12 @@ _WORD_ROWS_PER_DEVICE, _POSITIONS_PER_ROW = 32, 24  # of one call
 RowScorer = Callable[[MaskedLanguageModel, Any], Float[Array, 'N *K']]
 
 
-def check_variant(variant: str) -> None:
-  """Raises InputError for a name that is not in `PLL_VARIANTS`."""
-  if variant not in PLL_VARIANTS:
-    raise InputError(
-      f'--pll_variant={variant}', 'no such variant', suggest_name(variant, PLL_VARIANTS)
-    )
-
-
 def measure_pseudo_perplexity(source: epath.PathLike, text: str, variant: str) -> dict[str, Any]:
   """Returns exp(-PLL / tokens) of the lines of a text, by the latest checkpoint of a run.
 
   Raises:
     InputError: The variant is unknown, the text is empty, or a line exceeds the model's length.
   """
-  check_variant(variant)
   if not text.strip():
     raise InputError(
       'the likelihood of a text', 'an empty text', "give words, as in --text='the dog sleeps .'"
@@ -144,7 +135,10 @@ def compute_pseudo_log_likelihoods(
   Raises:
     InputError: The variant is unknown, or a score is not finite.
   """
-  check_variant(variant)
+  if variant not in PLL_VARIANTS:
+    raise InputError(
+      f'--pll_variant={variant}', 'no such variant', suggest_name(variant, PLL_VARIANTS)
+    )
   index = {sentence: i for i, sentence in enumerate(dict.fromkeys(map(tuple, sentences)))}
   distinct, scores, num_scored = list(index), np.zeros(len(index), np.float32), 0
   buckets: dict[int, list[int]] = {}
@@ -156,10 +150,9 @@ def compute_pseudo_log_likelihoods(
   for length, bucket in sorted(buckets.items()):
     tokens = _pad_sentences([distinct[i] for i in bucket], length)
     owner, first = np.nonzero(_is_ordinary(tokens))
-    within_word = variant == 'within-word'
-    end = (
-      _find_word_ends(tokens, np.asarray(starts_word))[owner, first] if within_word else first + 1
-    )
+    end = first + 1
+    if variant == 'within-word':
+      end = _find_word_ends(tokens, np.asarray(starts_word))[owner, first]
     batch_size = mesh.devices.size * _choose_batch_rows(-(-len(owner) // mesh.devices.size))
     arrays = tokens, owner, first.astype(np.int32), end.astype(np.int32)
     token_scores: list[float] = []
@@ -239,7 +232,6 @@ def _score_tokens(
   model: MaskedLanguageModel, rows: tuple[Int[Array, 'N L'], Int[Array, 'N'], Int[Array, 'N']]
 ) -> Float[Array, 'N']:
   """Returns the log-probability of the token at `first` with the positions [first, end) masked."""
-  kernel, bias = model.output_weights()
 
   def score_block(
     block: tuple[Int[Array, 'b L'], Int[Array, 'b'], Int[Array, 'b']],
@@ -247,9 +239,7 @@ def _score_tokens(
     tokens, first, end = block
     position = jnp.arange(tokens.shape[1])[None]
     masked = (position >= first[:, None]) & (position < end[:, None])
-    x = model.features(jnp.where(masked, MASK_ID, tokens), tokens != PAD_ID, first[:, None])[:, 0]
-    target = jnp.take_along_axis(tokens, first[:, None], axis=1)[:, 0]
-    return compute_log_probabilities(x, kernel, bias, target)
+    return _score_positions(model, (tokens, masked, first[:, None]))[:, 0]
 
   tokens = rows[0]
   block_tokens = _TOKENS_PER_BLOCK[jax.default_backend()]

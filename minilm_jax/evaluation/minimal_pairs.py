@@ -24,8 +24,9 @@ from scipy import stats
 from minilm_jax.core import paths, progress, run_dir
 from minilm_jax.core.errors import NO_TEXT, InputError, suggest_name
 from minilm_jax.data import corpus, documents, readers, tfds
-from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID, Tokenizer
+from minilm_jax.data.tokenizer import Tokenizer
 from minilm_jax.evaluation import evaluate, likelihood
+from minilm_jax.evaluation.ngrams import UNPREDICTED_IDS
 from minilm_jax.tasks import metrics
 from minilm_jax.training import pretrained
 
@@ -35,8 +36,6 @@ _SENTENCE_COLUMNS = ('sentence_good', 'sentence_bad')
 # The first column that a row has is used.
 _PARADIGM_COLUMNS = ('paradigm', 'UID')
 _PHENOMENON_COLUMNS = ('phenomenon', 'linguistics_term')
-_NEVER_SCORED = (BEGIN_ID, PAD_ID, END_ID, MASK_ID)
-_ROWS_PER_COUNT = 1 << 16  # of a corpus
 PairScorer = Callable[[Sequence[Sequence[int]]], Float32[np.ndarray, 'N']]
 
 
@@ -50,25 +49,19 @@ class MinimalPair:
   phenomenon: str
 
 
-def read_pairs(source: epath.PathLike) -> list[MinimalPair]:
-  """Returns the pairs of a table, of a folder of tables, or of `blimp/*` in a data_dir of TFDS.
+def read_pairs(source: epath.PathLike) -> tuple[str, list[MinimalPair]]:
+  """Returns the name and the pairs of a set: a table, a folder of tables, or a data_dir of TFDS.
 
-  Paradigms without a name have the name of their file, and phenomena that of their paradigm.
+  The name is 'blimp' for a data_dir of TFDS with `blimp/*`, else that of the file or folder without
+  suffixes. Paradigms without a name have the name of their file, and phenomena that of their
+  paradigm.
 
   Raises:
     InputError: The source does not exist, a file is damaged or empty, a column is missing, or a
       sentence is not text.
   """
-  return [pair for table, rows in _open_tables(source)[1] for pair in _parse_pairs(table, rows)]
-
-
-def name_pair_set(source: epath.PathLike) -> str:
-  """Returns 'blimp' for a data_dir of TFDS, else the name of the file or folder without suffixes.
-
-  Raises:
-    InputError: The source does not exist.
-  """
-  return _open_tables(source)[0]
+  name, tables = _open_tables(source)
+  return name, [pair for table, rows in tables for pair in _parse_pairs(table, rows)]
 
 
 def _open_tables(source: epath.PathLike) -> tuple[str, list[tuple[str, Iterator[dict[str, Any]]]]]:
@@ -82,17 +75,15 @@ def _open_tables(source: epath.PathLike) -> tuple[str, list[tuple[str, Iterator[
       f'give a table with {" and ".join(_SENTENCE_COLUMNS)}, a folder of tables, or a data_dir of '
       'TFDS with blimp',
     )
-  is_folder = path.is_dir()
-  tables, names = [path], []
-  if is_folder:
+  name, tables, names = _strip_suffixes(path), [path], []
+  if path.is_dir():
     # Hidden files are not tables: macOS adds `._a.jsonl` to `a.jsonl`.
     contents = sorted(file for file in path.iterdir() if not file.name.startswith('.'))
     tables = [file for file in contents if readers.detect_format(file) in _TABLE_FORMATS]
     # Beside other tables, .json files have information about them.
     tables = [file for file in tables if readers.detect_format(file) != 'json'] or tables
-    names = [file.name for file in contents]
+    name, names = path.name or 'pairs', [file.name for file in contents]
   if tables:
-    name = (path.name or 'pairs') if is_folder else _strip_suffixes(path)
     return name, [(_strip_suffixes(file), documents.read_table_rows(str(file))) for file in tables]
   root = path.parent if path.name == 'blimp' else path
   infos = paths.list_matches(root / 'blimp', '*/*/dataset_info.json')
@@ -274,11 +265,10 @@ def compute_unigram_log_probabilities(
     InputError: The folder is not a corpus, or the corpus is damaged.
   """
   counts = np.zeros(size, np.int64)
-  for shard in corpus.CorpusFiles(folder, 'train').shards:
-    for first in range(0, len(shard), _ROWS_PER_COUNT):
-      counts += np.bincount(shard[first : first + _ROWS_PER_COUNT].ravel(), minlength=size)
-  counts[list(_NEVER_SCORED)] = 0
-  return np.log((counts + 1) / (counts.sum() + size - len(_NEVER_SCORED)))
+  for tokens in corpus.CorpusFiles(folder, 'train').read_blocks():
+    counts += np.bincount(tokens.ravel(), minlength=size)
+  counts[list(UNPREDICTED_IDS)] = 0
+  return np.log((counts + 1) / (counts.sum() + size - len(UNPREDICTED_IDS)))
 
 
 def evaluate_pairs(
@@ -305,9 +295,8 @@ def evaluate_pairs(
     LockedError: Another process uses the work directory.
     InputError: Pairs, run or corpus are invalid, or a sentence exceeds the model's length.
   """
-  likelihood.check_variant(variant)
   source = epath.Path(source)
-  pairs, task, run = read_pairs(pair_source), name_pair_set(pair_source), pretrained.load(source)
+  (task, pairs), run = read_pairs(pair_source), pretrained.load(source)
   sentences = likelihood.encode_sentences(
     [pair.good for pair in pairs] + [pair.bad for pair in pairs],
     run.tokenizer,

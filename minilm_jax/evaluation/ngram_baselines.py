@@ -52,7 +52,7 @@ CONTEXTS = {
   'trigram': 'two left neighbours',
 }
 _SPLITS = ('validation', 'test')
-_ROWS_PER_COUNT, _ROWS_PER_MASKING = 1 << 14, 64
+_ROWS_PER_MASKING = 64
 CountNgrams = Callable[[Sequence[int]], ngrams.NgramCounts]
 
 
@@ -108,7 +108,6 @@ def _measure(config: RunConfig, folder: epath.Path, splits: Sequence[str]) -> di
   )
   train_files = CorpusFiles(folder, TRAIN_SPLIT)
   chosen = select_rows(config.subset, train_files)
-  train_rows = np.arange(train_files.ends[-1]) if chosen is None else chosen
   vocabulary = train_files.manifest['vocabulary']
   with progress.track_progress('counting the corpus', 0, 'tables') as update:
     num_tables = 0
@@ -117,9 +116,7 @@ def _measure(config: RunConfig, folder: epath.Path, splits: Sequence[str]) -> di
       nonlocal num_tables
       num_tables += 1
       update(num_tables)
-      starts = range(0, len(train_rows), _ROWS_PER_COUNT)
-      blocks = (train_files[train_rows[start : start + _ROWS_PER_COUNT]] for start in starts)
-      return ngrams.count_ngrams(blocks, offsets, vocabulary)
+      return ngrams.count_ngrams(train_files.read_blocks(chosen), offsets, vocabulary)
 
     probabilities = compute_probabilities(count, contexts, targets, vocabulary)
   rows, begin = [], 0

@@ -53,7 +53,6 @@ from minilm_jax.tasks.examples import Examples, complete_task, list_splits, read
 
 THRESHOLDS = (1, 10, 100)  # m
 HEADLINE_MEASURE = ('words', 'token overlap', 1)
-_ROWS_PER_COUNT = 1 << 14
 _IN_NATS = ('cross-entropy', 'divergence')
 Values = Float[np.ndarray, 'K'] | Int[np.ndarray, 'K'] | Bool[np.ndarray, 'K']
 # A statistic of all n examples, and its values without each of the examples.
@@ -148,14 +147,14 @@ def count_corpus(
   total = int(files.ends[-1]) if rows is None else len(rows)
   piece_counts, field_counts = np.zeros(files.manifest['vocabulary'], int), Counter()
   with progress.track_progress('counting the corpus', total, 'rows') as update:
-    for start in range(0, total, _ROWS_PER_COUNT):
-      end = min(start + _ROWS_PER_COUNT, total)
-      tokens = files[np.arange(start, end) if rows is None else rows[start:end]]
+    counted = 0
+    for tokens in files.read_blocks(rows):
       piece_counts += np.bincount(tokens.ravel(), minlength=len(piece_counts))
       if with_words:
         for row in tokens:
           field_counts.update(tokenizer.decode(row[row != PAD_ID].tolist()).split())
-      update(end, '')
+      counted += len(tokens)
+      update(counted, '')
   piece_counts[: len(SPECIAL_TOKENS)] = 0
   word_counts: Counter[str] = Counter()
   for field, count in field_counts.items():

@@ -28,7 +28,7 @@ from rich import table as rich_table
 from minilm_jax.core import files, lock, progress, recipe, run_dir
 from minilm_jax.core.config import FinetuneConfig, SubsetConfig
 from minilm_jax.core.corpus_config import PAD_ID, SPECIAL_TOKENS, SPLITS
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import InputError
 from minilm_jax.data import build, packing
 from minilm_jax.data.corpus import (
   TRAIN_SPLIT,
@@ -41,9 +41,6 @@ from minilm_jax.data.corpus import (
 from minilm_jax.evaluation import overlap
 from minilm_jax.evaluation.overlap import Measure
 from minilm_jax.tasks.examples import complete_task, read_examples
-
-SELECTIONS = ('overlap', 'likelihood', 'random')
-_ROWS_PER_BLOCK = 1 << 14
 
 
 def write_overlap_subsets(
@@ -63,7 +60,7 @@ def write_overlap_subsets(
     folder: Full corpus.
     config: Recipe of the task, of which the training examples for fine-tuning are used.
     workdir: Directory of all parts.
-    by: One of `SELECTIONS`.
+    by: 'overlap', 'likelihood' or 'random'.
     num_parts: Number of parts, at least 2.
     tokens: Number of tokens of each part; 0 is the size of the smallest part.
     shuffle_seed: Seed of the fixed random order.
@@ -72,10 +69,15 @@ def write_overlap_subsets(
     Folder, rows, tokens, scores and overlap of each part.
 
   Raises:
-    InputError: The selection is unknown, the number of parts or tokens is impossible, the task has
-      no text, or the corpus is invalid.
+    InputError: The number of parts or tokens is impossible, the task has no text, or the corpus is
+      invalid.
   """
-  _check_selection(by, num_parts)
+  if num_parts < 2:
+    raise InputError(
+      f'--num_parts={num_parts}',
+      'fewer than 2 parts',
+      'give at least 2 parts, or set subset.rows for a random subset',
+    )
   manifest = read_manifest(folder)
   check_subset(SubsetConfig(0, tokens, shuffle_seed), manifest, folder)
   task = complete_task(config.task)
@@ -118,21 +120,6 @@ def write_overlap_subsets(
   return parts
 
 
-def _check_selection(by: str, num_parts: int) -> None:
-  if by not in SELECTIONS:
-    raise InputError(
-      f'--select_by={by}',
-      'no such selection',
-      f'{suggest_name(by, SELECTIONS)} (selections: {", ".join(SELECTIONS)})',
-    )
-  if num_parts < 2:
-    raise InputError(
-      f'--num_parts={num_parts}',
-      'fewer than 2 parts',
-      'give at least 2 parts, or set subset.rows for a random subset',
-    )
-
-
 def _describe_overlap(measures: Sequence[Measure]) -> dict[str, Any]:
   headline = overlap.find_headline(measures)
   return {
@@ -164,11 +151,9 @@ def _compute_log_shares(counts: Int[np.ndarray, 'V']) -> Float[np.ndarray, 'V']:
 def score_rows(files: CorpusFiles, weights: Float[np.ndarray, 'V']) -> Float[np.ndarray, 'N']:
   """Returns the mean weight of the ordinary pieces of each row; 0 for rows without such pieces."""
   scores = []
-  for shard in files.shards:
-    for start in range(0, len(shard), _ROWS_PER_BLOCK):
-      tokens = shard[start : start + _ROWS_PER_BLOCK]
-      ordinary = (tokens != PAD_ID).sum(1) - 2  # without <s> and </s>
-      scores.append(weights[tokens].sum(1) / np.maximum(ordinary, 1))
+  for tokens in files.read_blocks():
+    ordinary = (tokens != PAD_ID).sum(1) - 2  # without <s> and </s>
+    scores.append(weights[tokens].sum(1) / np.maximum(ordinary, 1))
   return np.concatenate(scores)
 
 

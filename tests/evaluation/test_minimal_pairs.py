@@ -237,12 +237,10 @@ def test_all_formats_give_equal_pairs(tmp_path: pathlib.Path):
     write_delimited(tmp_path / 'd.tsv', ROWS),
     tmp_path / 'p.parquet',
   ):
-    assert minimal_pairs.read_pairs(path) == ROW_PAIRS
-    assert minimal_pairs.name_pair_set(path) == path.name[0]
+    assert minimal_pairs.read_pairs(path) == (path.name[0], ROW_PAIRS)
   for name in ('._a.jsonl', '.DS_Store', 'Thumbs.db', 'desktop.ini'):
     (tmp_path / name).write_bytes(b'\0\5\26\7\0\2\0\0Mac OS X')
-  assert minimal_pairs.read_pairs(tmp_path) == ROW_PAIRS * 5
-  assert minimal_pairs.name_pair_set(tmp_path) == tmp_path.name
+  assert minimal_pairs.read_pairs(tmp_path) == (tmp_path.name, ROW_PAIRS * 5)
 
 
 def test_missing_names_are_those_of_the_file_and_the_paradigm(tmp_path: pathlib.Path):
@@ -251,7 +249,7 @@ def test_missing_names_are_those_of_the_file_and_the_paradigm(tmp_path: pathlib.
   rows = [{**row, 'paradigm': 'first', 'phenomenon': ''} for row in rows]
   with_paradigm = write_delimited(tmp_path / 'named.csv', rows)
   for path, name in ((without_names, 'mine'), (with_paradigm, 'first')):
-    pairs = minimal_pairs.read_pairs(path)
+    _, pairs = minimal_pairs.read_pairs(path)
     assert {(pair.paradigm, pair.phenomenon) for pair in pairs} == {(name, name)}
 
 
@@ -259,8 +257,8 @@ def test_dots_of_a_file_name_are_part_of_its_name(tmp_path: pathlib.Path):
   rows = [{name: row[name] for name in ('sentence_good', 'sentence_bad')} for row in ROWS]
   for name in ('v1.2.jsonl', 'v1.3.jsonl.xz', 'v1.JSONL'):
     write_jsonl(tmp_path / name, rows)
-  assert minimal_pairs.name_pair_set(tmp_path / 'v1.3.jsonl.xz') == 'v1.3'
-  pairs = minimal_pairs.read_pairs(tmp_path)
+  assert minimal_pairs.read_pairs(tmp_path / 'v1.3.jsonl.xz')[0] == 'v1.3'
+  _, pairs = minimal_pairs.read_pairs(tmp_path)
   assert Counter(pair.phenomenon for pair in pairs) == dict.fromkeys(
     ('v1', 'v1.2', 'v1.3'), len(rows)
   )
@@ -270,10 +268,12 @@ def test_json_files_of_a_folder_are_tables_if_there_are_no_others(tmp_path: path
   rows = [{name: row[name] for name in ('sentence_good', 'sentence_bad')} for row in ROWS]
   for name in ('first', 'second'):
     (tmp_path / f'{name}.json').write_text(json.dumps(rows))
-  assert {pair.phenomenon for pair in minimal_pairs.read_pairs(tmp_path)} == {'first', 'second'}
+  _, pairs = minimal_pairs.read_pairs(tmp_path)
+  assert {pair.phenomenon for pair in pairs} == {'first', 'second'}
   write_jsonl(tmp_path / 'third.jsonl', rows)
   (tmp_path / 'dataset_info.json').write_text('[{"pairs": 2}]')
-  assert {pair.phenomenon for pair in minimal_pairs.read_pairs(tmp_path)} == {'third'}
+  _, pairs = minimal_pairs.read_pairs(tmp_path)
+  assert {pair.phenomenon for pair in pairs} == {'third'}
 
 
 def test_blimp_of_tfds_is_read(tmp_path: pathlib.Path):
@@ -303,16 +303,16 @@ def test_blimp_of_tfds_is_read(tmp_path: pathlib.Path):
     Blimp(config=name, data_dir=tmp_path, file_format='array_record').download_and_prepare()
   copied = shutil.copytree(tmp_path / 'blimp', tmp_path / 'data [1]' / 'blimp').parent
   for folder in (tmp_path, tmp_path / 'blimp', copied):
-    assert Counter(minimal_pairs.read_pairs(folder)) == Counter(ROW_PAIRS)
-    assert minimal_pairs.name_pair_set(folder) == 'blimp'
+    name, pairs = minimal_pairs.read_pairs(folder)
+    assert name == 'blimp' and Counter(pairs) == Counter(ROW_PAIRS)
 
 
 def test_published_blimp_has_known_counts(data: pathlib.Path):
-  pairs = minimal_pairs.read_pairs(data / 'blimp' / 'blimp.jsonl.xz')
+  name, pairs = minimal_pairs.read_pairs(data / 'blimp')
   sizes = Counter(pair.paradigm for pair in pairs)
   assert len(sizes) == 67 and set(sizes.values()) == {1000}
   assert len({pair.phenomenon for pair in pairs}) == 13
-  assert minimal_pairs.name_pair_set(data / 'blimp') == 'blimp'
+  assert name == 'blimp'
 
 
 @pytest.mark.parametrize(
