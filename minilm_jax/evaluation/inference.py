@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from rich import table as rich_table
 
 from minilm_jax.core import files, recipe, run_dir
-from minilm_jax.core.errors import NO_TEXT, InputError
+from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data import documents
 from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID, SPECIAL_TOKENS, Tokenizer
@@ -27,7 +27,7 @@ from minilm_jax.tasks import classifier, committee, task_data
 from minilm_jax.tasks.classifier import Card
 from minilm_jax.tasks.committee import Committee
 from minilm_jax.tasks.committee_scores import LOGIT, PROBABILITY, combine_outputs
-from minilm_jax.tasks.examples import Examples
+from minilm_jax.tasks.examples import Examples, require_text
 from minilm_jax.training import pretrained
 
 _MASK_MARKER = '<mask>'
@@ -106,25 +106,19 @@ class LanguageModel(Model):
       InputError: A value is not a string.
     """
     texts = _check_texts(texts, 'vectors')
-    vectors = np.zeros((len(texts), self.config.model.hidden_size), np.float32)
     if not texts:
-      return vectors
+      return np.zeros((0, self.config.model.hidden_size), np.float32)
     max_length = self.config.model.max_length
     examples = Examples(tuple(texts), (), np.zeros(len(texts), np.int32))
     sequences, truncated = task_data.encode_examples(examples, self.tokenizer, max_length)
     task_data.log_truncated(truncated, len(texts), max_length)
-    order = sorted(range(len(texts)), key=lambda i: len(sequences[i]))
-    for first in range(0, len(texts), _ROWS_PER_BATCH):
-      indices = order[first : first + _ROWS_PER_BATCH]
-      # A power of two, so that few shapes are compiled.
-      num_rows = min(_ROWS_PER_BATCH, 1 << (len(indices) - 1).bit_length())
-      padding = [[BEGIN_ID, END_ID]] * (num_rows - len(indices))
-      batch = [sequences[i] for i in indices] + padding
-      length = task_data.bucket_length(batch, max_length)
-      rows = task_data.build_task_rows(batch, np.zeros(num_rows, np.int32), length)
-      means = _mean_vectors(self.model.encoder, rows.tokens)
-      vectors[indices] = np.asarray(means)[: len(indices)]
-    return vectors
+    batches, places = task_data.batch_sequences(sequences, _ROWS_PER_BATCH, max_length)
+    vectors = []
+    for tokens in batches:
+      # Rows are sorted by length, so the last row is the longest of a batch.
+      length = task_data.bucket_length([tokens[-1][tokens[-1] != PAD_ID]], max_length)
+      vectors.append(np.asarray(_mean_vectors(self.model.encoder, tokens[:, :length])))
+    return np.concatenate(vectors)[places]
 
   def fill_mask(self, text: Any, best: int = 5) -> list[Guess]:
     """Returns the `best` most probable pieces for each `<mask>` of a text.
@@ -320,12 +314,7 @@ def _read_rows(file: str, card: Card) -> Iterator[tuple[str, ...]]:
           f'row {number:,} has {", ".join(map(str, row)) or "nothing"}',
           f'give {" and ".join(card.fields)}, as strings',
         )
-      if not isinstance(row[field], str) or NO_TEXT.search(row[field]):
-        raise InputError(
-          f'text in {field!r} of {file}',
-          f'{row[field]!r:.200} in row {number:,}',
-          'give a string without NUL and without lone surrogates',
-        )
+      require_text(row[field], f'text in {field!r} of {file}', f'row {number:,}')
     texts = tuple(row[field] for field in fields)
     yield (' '.join(text for text in texts if text),) if card.concatenate_fields else texts
   if not number:

@@ -299,10 +299,7 @@ def compute_logits(
     length = card.model.max_length
     if card.head.pooling != 'positions':  # a head with weights for each position needs full rows
       length = task_data.bucket_length(sequences, length)
-    rows = task_data.build_task_rows(sequences, np.zeros(len(sequences), np.int32), length)
-    # A power of two, so that few shapes are compiled.
-    batch_size = min(_MAX_BATCH_ROWS, 1 << (len(sequences) - 1).bit_length())
-    tokens, (places,) = task_data.batch_rows([rows], batch_size)
+    tokens, places = task_data.batch_sequences(sequences, _MAX_BATCH_ROWS, length)
     strategy = population.choose_strategy(len(group), 'auto', jax.devices()[0].platform)
     outputs = np.asarray(build_forward(len(group), strategy)(stack, jnp.asarray(tokens)))
     for index, member_outputs in zip(group, outputs, strict=True):

@@ -90,6 +90,16 @@ def require_columns(row: Collection[str], columns: Iterable[str], where: str) ->
       )
 
 
+def require_text(value: Any, subject: str, where: str) -> None:
+  """Raises InputError if a cell is not text; `where` names its row."""
+  if not isinstance(value, str) or NO_TEXT.search(value):
+    raise InputError(
+      subject,
+      f'{value!r:.200} in {where}',
+      'give a string without NUL and without lone surrogates',
+    )
+
+
 def complete_task(config: TaskConfig) -> Task:
   """Returns the task of a recipe, with the recipe's fields, label column and kind.
 
@@ -338,12 +348,7 @@ def _read(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
     require_columns(row, task.fields if is_unlabelled else (*task.fields, task.label), where)
     texts = tuple(row[field] for field in task.fields)
     for field, text in zip(task.fields, texts, strict=True):
-      if not isinstance(text, str) or NO_TEXT.search(text):
-        raise InputError(
-          f'text in {field!r}',
-          f'{text!r} in {where}',
-          'give a string without NUL and without lone surrogates',
-        )
+      require_text(text, f'text in {field!r}', where)
       # Published data sets may have empty texts, and their predictions need every row.
       is_pair = len(texts) == 2 and not task.concatenate_fields
       if is_pair and not config.data_dir and not text.strip():

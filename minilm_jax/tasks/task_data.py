@@ -6,7 +6,7 @@ A row is `<s> A </s>` or `<s> A </s></s> B </s>` (paper 1, fine-tuning). BERT's 
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
 from typing import Any
 
 import jax
@@ -110,7 +110,7 @@ def log_truncated(truncated: int, texts: int, max_length: int) -> None:
     progress.log(f'truncated {truncated:,} of {texts:,} texts to {max_length} tokens')
 
 
-def bucket_length(sequences: Sequence[list[int]], max_length: int) -> int:
+def bucket_length(sequences: Iterable[Sized], max_length: int) -> int:
   """Returns the smallest multiple of 16 that fits all sequences, at most `max_length`."""
   return min(max_length, _round_up(max(map(len, sequences))))
 
@@ -168,6 +168,19 @@ def batch_rows(
   places[order] = np.arange(len(order))
   ends = np.cumsum([len(rows.lengths) for rows in splits])
   return tokens[padded].reshape(num_batches, size, -1), np.split(places, ends[:-1])
+
+
+def batch_sequences(
+  sequences: Sequence[list[int]], max_rows: int, length: int
+) -> tuple[Int32[np.ndarray, 'M B L'], Int[np.ndarray, 'N']]:
+  """Returns padded batches of sequences, and the flat index of each sequence, as `batch_rows`.
+
+  Batches have `max_rows` rows or, for fewer sequences, a power of two, so that few shapes are
+  compiled.
+  """
+  rows = build_task_rows(sequences, np.zeros(len(sequences), np.int32), length)
+  tokens, (places,) = batch_rows([rows], min(max_rows, 1 << (len(sequences) - 1).bit_length()))
+  return tokens, places
 
 
 def prepare_task_data(
