@@ -30,9 +30,9 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from rich import table as rich_table
-from scipy import stats
+from scipy import sparse, stats
 
 from minilm_jax.core import files, progress
 from minilm_jax.core.config import FinetuneConfig, SubsetConfig
@@ -54,41 +54,8 @@ from minilm_jax.tasks.examples import Examples, complete_task, list_splits, read
 THRESHOLDS = (1, 10, 100)  # m
 HEADLINE_MEASURE = ('words', 'token overlap', 1)
 _IN_NATS = ('cross-entropy', 'divergence')
-Values = Float[np.ndarray, 'K'] | Int[np.ndarray, 'K'] | Bool[np.ndarray, 'K']
 # A statistic of all n examples, and its values without each of the examples.
 Jackknife = tuple[float, Float[np.ndarray, 'n']]
-
-
-@dataclasses.dataclass(frozen=True)
-class TypeCounts:
-  """Stores counts of types in the examples of a task, with an entry per example and type.
-
-  Attributes:
-    owner: Example number of each entry.
-    kind: Type number of each entry.
-    examples: Number of examples, including examples without entries.
-    types: Number of types T.
-  """
-
-  owner: Int[np.ndarray, 'K']
-  kind: Int[np.ndarray, 'K']
-  count: Int[np.ndarray, 'K']
-  examples: int
-  types: int
-
-  def totals(self) -> Int[np.ndarray, 'T']:
-    """Returns the count of each type in all examples."""
-    return np.bincount(self.kind, self.count, self.types).astype(int)
-
-  def count_distinct(self, mask: Bool[np.ndarray, 'T']) -> Jackknife:
-    """Returns the number of types in the mask, of all examples and without each example."""
-    num_examples = np.bincount(self.kind, minlength=self.types)
-    count = int(((num_examples > 0) & mask).sum())
-    return count, count - self.sum_entries((num_examples == 1)[self.kind] & mask[self.kind])
-
-  def sum_entries(self, values: Values) -> Float[np.ndarray, 'n']:
-    """Returns the sum over the entries of each example."""
-    return np.bincount(self.owner, values, self.examples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,16 +83,15 @@ class Measure:
     return {'least' if name == 'min_count' else name: fields[name] for name in fields}
 
 
-def count_examples(examples: Sequence[Iterable[int]], types: int) -> TypeCounts:
-  """Returns the type counts of examples, which are sequences of type numbers."""
-  owner, kind, count = [], [], []
-  for number, example in enumerate(examples):
-    counter = Counter(example)
-    owner += [number] * len(counter)
-    kind += counter.keys()
-    count += counter.values()
-  arrays = (np.array(values, int) for values in (owner, kind, count))
-  return TypeCounts(*arrays, examples=len(examples), types=types)
+def count_types(examples: Sequence[Iterable[int]], types: int) -> sparse.coo_array:
+  """Returns the count of each type number in each example, a sparse matrix `[n T]`."""
+  entries = [
+    (number, kind, count)
+    for number, example in enumerate(examples)
+    for kind, count in Counter(example).items()
+  ]
+  owner, kind, count = np.array(entries, int).reshape(-1, 3).T
+  return sparse.coo_array((count, (owner, kind)), (len(examples), types))
 
 
 def split_words(text: str) -> list[str]:
@@ -218,7 +184,7 @@ def open_tokenizer(folder: epath.PathLike, manifest: Mapping[str, Any]) -> Token
 
 def read_texts(
   examples: Examples, tokenizer: Tokenizer, source: str
-) -> tuple[TypeCounts, list[list[str]]]:
+) -> tuple[sparse.coo_array, list[list[str]]]:
   """Returns the piece counts and the lower-case words of each example, with both texts of a pair.
 
   Raises:
@@ -233,7 +199,7 @@ def read_texts(
       f'no words in the texts of {len(texts):,} examples',
       'give examples with text, or set another task.fields',
     )
-  return count_examples(encoded, tokenizer.size), words
+  return count_types(encoded, tokenizer.size), words
 
 
 def compute_measures(
@@ -250,7 +216,7 @@ def compute_measures(
   """
   pieces, example_words = read_texts(examples, tokenizer, source)
   index = {word: i for i, word in enumerate(dict.fromkeys(itertools.chain(*example_words)))}
-  words = count_examples([[index[word] for word in text] for text in example_words], len(index))
+  words = count_types([[index[word] for word in text] for text in example_words], len(index))
   known = np.array([word_counts.get(word, 0) for word in index], int)
   measures = _measure_types('pieces', pieces, piece_counts, int(np.count_nonzero(piece_counts)))
   measures += _measure_types('words', words, known, len(word_counts))
@@ -271,7 +237,7 @@ def compute_measures(
 
 
 def _measure_types(
-  unit: str, texts: TypeCounts, corpus_counts: Int[np.ndarray, 'T'], corpus_types: int
+  unit: str, texts: sparse.coo_array, corpus_counts: Int[np.ndarray, 'T'], corpus_types: int
 ) -> list[Measure]:
   return [
     *(
@@ -307,44 +273,60 @@ def _leave_one_out(statistic: Callable[..., Any], *sums: Float[np.ndarray, 'n'])
     return float(statistic(*totals)), statistic(*remaining)
 
 
+def _sum_entries(
+  texts: sparse.coo_array, values: Shaped[np.ndarray, 'K']
+) -> Float[np.ndarray, 'n']:
+  """Returns the sum over the entries of each example."""
+  return np.bincount(texts.row, values, texts.shape[0])
+
+
+def _count_distinct(texts: sparse.coo_array, mask: Bool[np.ndarray, 'T']) -> Jackknife:
+  """Returns the number of types in the mask, of all examples and without each example."""
+  num_examples = np.bincount(texts.col, minlength=texts.shape[1])
+  unique = (num_examples == 1) & mask
+  count = int(((num_examples > 0) & mask).sum())
+  return count, count - _sum_entries(texts, unique[texts.col])
+
+
 def _compute_mean(
-  texts: TypeCounts, values: Float[np.ndarray, 'T'] | Bool[np.ndarray, 'T']
+  texts: sparse.coo_array, values: Float[np.ndarray, 'T'] | Bool[np.ndarray, 'T']
 ) -> Jackknife:
   """Returns the mean over tokens of a value of each type; for a mask, the share of tokens in it."""
-  total = texts.sum_entries(texts.count * values[texts.kind])
-  return _leave_one_out(np.divide, total, texts.sum_entries(texts.count))
+  total = _sum_entries(texts, texts.data * values[texts.col])
+  return _leave_one_out(np.divide, total, _sum_entries(texts, texts.data))
 
 
-def _compute_type_share(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> Jackknife:
+def _compute_type_share(texts: sparse.coo_array, mask: Bool[np.ndarray, 'T']) -> Jackknife:
   """Returns the share of distinct types in the mask."""
-  covered, distinct = texts.count_distinct(mask), texts.count_distinct(np.full_like(mask, True))
+  covered, distinct = _count_distinct(texts, mask), _count_distinct(texts, np.full_like(mask, True))
   with np.errstate(divide='ignore', invalid='ignore'):
     return covered[0] / distinct[0], covered[1] / distinct[1]
 
 
 def _compute_jaccard(
-  texts: TypeCounts, mask: Bool[np.ndarray, 'T'], corpus_types: int
+  texts: sparse.coo_array, mask: Bool[np.ndarray, 'T'], corpus_types: int
 ) -> Jackknife:
   """Returns the number of common types over the number of types in the union."""
-  common, common_without = texts.count_distinct(mask)
-  distinct, distinct_without = texts.count_distinct(np.full_like(mask, True))
+  common, common_without = _count_distinct(texts, mask)
+  distinct, distinct_without = _count_distinct(texts, np.full_like(mask, True))
   return (
     common / (distinct + corpus_types - common),
     common_without / (distinct_without + corpus_types - common_without),
   )
 
 
-def _compute_divergence(texts: TypeCounts, log_shares: Float[np.ndarray, 'V']) -> Jackknife:
+def _compute_divergence(texts: sparse.coo_array, log_shares: Float[np.ndarray, 'V']) -> Jackknife:
   """Returns the cross-entropy minus ln N - (sum of f ln f) / N."""
 
   def times_log(x: Any) -> Any:
     return x * np.log(np.maximum(x, 1))
 
-  f = texts.totals()
-  change = texts.sum_entries(times_log(f[texts.kind]) - times_log(f[texts.kind] - texts.count))
+  f = texts.sum(0)
+  before = f[texts.col]
+  change = _sum_entries(texts, times_log(before) - times_log(before - texts.data))
   cross_entropy, cross_entropy_without = _compute_mean(texts, -log_shares)
   n, total = f.sum(), times_log(f).sum()
-  n_without = n - texts.sum_entries(texts.count)
+  n_without = n - _sum_entries(texts, texts.data)
   with np.errstate(divide='ignore', invalid='ignore'):
     without = cross_entropy_without - np.log(n_without) + (total - change) / n_without
     return float(cross_entropy - np.log(n) + total / n), without

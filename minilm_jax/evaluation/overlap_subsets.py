@@ -85,7 +85,7 @@ def write_overlap_subsets(
   files, tokenizer = CorpusFiles(folder, TRAIN_SPLIT), overlap.open_tokenizer(folder, manifest)
   texts, _ = overlap.read_texts(examples, tokenizer, source)
   piece_counts, _ = overlap.count_corpus(files, tokenizer, with_words=False)
-  scores = score_rows(files, compute_token_weights(by, texts.totals(), piece_counts))
+  scores = score_rows(files, compute_token_weights(by, texts.sum(0), piece_counts))
   lengths = count_row_tokens(files)
   settings = {
     'kind': 'subset',

@@ -129,7 +129,7 @@ def test_leave_one_out_values_equal_measures_of_the_other_examples():
   examples = [random.integers(0, 40, random.integers(1, 12)).tolist() for _ in range(15)]
   corpus = random.integers(0, 3, 40)
   logarithm, distinct = np.log(random.dirichlet(np.ones(40))), int((corpus > 0).sum())
-  texts = overlap.count_examples(examples, 40)
+  texts = overlap.count_types(examples, 40)
   result = {
     'types': overlap._compute_type_share(texts, corpus > 0),
     'tokens': overlap._compute_mean(texts, corpus > 0),
@@ -154,7 +154,7 @@ def test_jackknife_intervals_cover_the_true_value():
       ).tolist()
       for share in shares
     ]
-    statistic = overlap._compute_mean(overlap.count_examples(examples, 50), mask)
+    statistic = overlap._compute_mean(overlap.count_types(examples, 50), mask)
     interval = overlap._make_measure('words', 'token overlap', 1, statistic)
     covered += interval.low <= 0.6 <= interval.high
   assert 180 <= covered <= 199  # of a binomial distribution with mean 190
