@@ -252,39 +252,29 @@ def write_subset(
     workdir = run_dir.open_run(workdir, settings)
     if (workdir / run_dir.MANIFEST).exists():
       progress.log(f'{workdir} has this subset: nothing to do')
-    else:
-      _write_files(folder, manifest, rows, workdir, description)
+      return workdir
+    corpus_files, length = CorpusFiles(folder, TRAIN_SPLIT), manifest['length']
+    shard_rows = packing.compute_shard_rows(length, np.dtype(manifest['dtype']))
+    shards = (
+      corpus_files[rows[start : start + shard_rows]] for start in range(0, len(rows), shard_rows)
+    )
+    splits = {TRAIN_SPLIT: packing.write_shards(shards, workdir, TRAIN_SPLIT)}
+    for split in SPLITS[1:]:
+      splits[split] = manifest['splits'][split]
+      if splits[split]['rows']:
+        CorpusFiles(folder, split)  # verifies checksums
+      for shard in splits[split]['shards']:
+        _copy_file(folder, shard['file'], workdir, f'a shard of {folder}')
+    checksum = overlap.open_tokenizer(folder, manifest).sha256
+    _copy_file(folder, manifest['tokenizer']['file'], workdir, f'the tokenizer of {folder}')
+    origin = {'of': manifest['hash'], 'of_rows': manifest['splits'][TRAIN_SPLIT]['rows']}
+    changes = {
+      'splits': splits,
+      'subset': {**origin, **description},
+      'hash': build.hash_corpus(checksum, length, splits),
+    }
+    files.write_json(workdir / run_dir.MANIFEST, manifest | changes)
   return workdir
-
-
-def _write_files(
-  folder: epath.Path,
-  manifest: dict[str, Any],
-  rows: Int[np.ndarray, 'n'],
-  workdir: epath.Path,
-  description: Mapping[str, Any],
-) -> None:
-  corpus_files, length = CorpusFiles(folder, TRAIN_SPLIT), manifest['length']
-  shard_rows = packing.compute_shard_rows(length, np.dtype(manifest['dtype']))
-  shards = (
-    corpus_files[rows[start : start + shard_rows]] for start in range(0, len(rows), shard_rows)
-  )
-  splits = {TRAIN_SPLIT: packing.write_shards(shards, workdir, TRAIN_SPLIT)}
-  for split in SPLITS[1:]:
-    splits[split] = manifest['splits'][split]
-    if splits[split]['rows']:
-      CorpusFiles(folder, split)  # verifies checksums
-    for shard in splits[split]['shards']:
-      _copy_file(folder, shard['file'], workdir, f'a shard of {folder}')
-  checksum = overlap.open_tokenizer(folder, manifest).sha256
-  _copy_file(folder, manifest['tokenizer']['file'], workdir, f'the tokenizer of {folder}')
-  origin = {'of': manifest['hash'], 'of_rows': manifest['splits'][TRAIN_SPLIT]['rows']}
-  changes = {
-    'splits': splits,
-    'subset': {**origin, **description},
-    'hash': build.hash_corpus(checksum, length, splits),
-  }
-  files.write_json(workdir / run_dir.MANIFEST, manifest | changes)
 
 
 def _copy_file(folder: epath.Path, name: str, workdir: epath.Path, subject: str) -> None:

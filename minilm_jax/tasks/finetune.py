@@ -333,9 +333,9 @@ def _record_result(
     model = population.select_member(state.members.state.model, index)
     result = dataclasses.replace(result, model=jax.tree.map(np.asarray, model))
   if is_best:
-    results[BEST_EPOCH], state.best_epochs[index] = result, result.epoch
+    results[BEST_EPOCH] = result
   results[LAST_EPOCH] = result
-  stagnant = config.patience and result.epoch - state.best_epochs[index] >= config.patience
+  stagnant = config.patience and result.epoch - results[BEST_EPOCH].epoch >= config.patience
   if stagnant or not math.isfinite(loss):
     state.active.discard(index)
 

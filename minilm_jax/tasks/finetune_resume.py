@@ -43,7 +43,6 @@ class FinetuneState:
     members: Stacked models and optimizer states.
     loss_sums: Sum of the losses of each member in the current epoch.
     results: Results of each member, by epoch choice.
-    best_epochs: Epoch of each member with the best validation score.
     active: Indices of the members that still train.
   """
 
@@ -51,7 +50,6 @@ class FinetuneState:
   step: int
   loss_sums: Float[np.ndarray, 'P']
   results: list[dict[str, EpochResult]]
-  best_epochs: list[float]
   active: set[int]
 
 
@@ -131,7 +129,6 @@ def start_group(members: MemberState, num_members: int) -> FinetuneState:
     0,
     np.zeros(len(members.state.seed)),
     [{} for _ in range(num_members)],
-    [0.0] * num_members,
     set(range(num_members)),
   )
 
@@ -163,7 +160,6 @@ def save_state(workdir: epath.PathLike, specs: Sequence[MemberSpec], state: Fine
       }
       for results in state.results
     ],
-    'best': state.best_epochs,
     'going': sorted(state.active),
   }
   arrays[_RECORD_ARRAY] = np.frombuffer(json.dumps(record).encode(), np.uint8)
@@ -213,7 +209,6 @@ def load_state(
     record['step'],
     arrays['totals'][members_and_fill],
     results,
-    record['best'],
     set(record['going']),
   )
 
