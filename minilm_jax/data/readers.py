@@ -28,7 +28,8 @@ from etils import epath
 from minilm_jax.core import files
 from minilm_jax.core.errors import PARSE_ERRORS, InputError, require_library
 
-FORMATS, COMPRESSIONS = ('txt', 'jsonl', 'json', 'csv', 'tsv', 'parquet'), ('gz', 'xz', 'zst')
+TABLE_FORMATS = ('jsonl', 'json', 'csv', 'tsv', 'parquet')
+FORMATS, COMPRESSIONS = ('txt', *TABLE_FORMATS), ('gz', 'xz', 'zst')
 _BLOCK_BYTES = 1 << 20
 _MAX_BYTES_PER_CHAR = 4  # UTF-8
 _ROWS_PER_PARQUET_BATCH = 128
@@ -61,6 +62,24 @@ def detect_format(path: epath.PathLike) -> str | None:
     *stem, suffix = stem
     return suffix if stem and suffix in FORMATS and suffix != 'parquet' else None
   return suffix if suffix in FORMATS else None
+
+
+def is_table(path: epath.PathLike) -> bool:
+  """Returns whether a file name implies a format of `read_rows`."""
+  return detect_format(path) in TABLE_FORMATS
+
+
+def name_table(path: epath.PathLike) -> str:
+  """Returns the name of a file without the suffixes of its compression and its format.
+
+  >>> name_table('pairs/v1.2.jsonl.xz')
+  'v1.2'
+  """
+  name = epath.Path(path).name
+  for suffixes in (COMPRESSIONS, FORMATS):
+    stem, _, suffix = name.rpartition('.')
+    name = stem if stem and suffix.lower() in suffixes else name
+  return name
 
 
 class TextError(InputError):

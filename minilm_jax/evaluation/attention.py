@@ -66,8 +66,6 @@ def evaluate_attention(
   def measure() -> dict[str, Any]:
     return identity | {'rows': _measure_attention(source, steps, corpus)}
 
-  if not workdir:
-    return measure()
   return evaluate.measure_once(
     workdir, {'kind': ATTENTION_KIND, **identity}, measure, 'attention', 'these checkpoints'
   )

@@ -5,6 +5,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,7 @@ def measure_once(
   """Returns the content of result.json, which the first call for a work directory measures.
 
   Args:
-    workdir: Directory for config.json and result.json.
+    workdir: Directory for config.json and result.json; '' measures and writes no files.
     identity: Content of config.json.
     measure: Returns the content of result.json.
     name: Name of the measurement in messages, and `of` its object.
@@ -45,6 +46,8 @@ def measure_once(
     LockedError: Another process uses the work directory.
     InputError: The work directory has another run than `identity`.
   """
+  if not os.fspath(workdir):
+    return measure()
   # A finished work directory may be read-only, so no lock is taken.
   is_finished = (epath.Path(workdir) / run_dir.RESULT).exists()
   with contextlib.nullcontext() if is_finished else lock.hold_lock(workdir):

@@ -297,13 +297,8 @@ def _describe_fields(card: Card) -> str:
 
 def _read_rows(file: str, card: Card) -> Iterator[tuple[str, ...]]:
   """Yields the texts of each row of a table."""
-  path = epath.Path(file).expanduser()
-  if not path.is_file():
-    raise InputError(
-      f'the texts of {file}', 'no such file', 'give a table: .jsonl, .csv, .tsv or .parquet'
-    )
   number = 0
-  for number, row in enumerate(documents.read_table_rows(str(path)), 1):
+  for number, row in enumerate(documents.read_table_rows(file), 1):
     fields = card.fields
     if not set(fields) <= row.keys() and not card.reads_pairs and 'text' in row:
       fields = ('text',)
@@ -413,7 +408,7 @@ def _describe_shape(config: EncoderConfig) -> str:
 def load_model(folder: epath.PathLike, trusted: str | Sequence[str]) -> Model:
   """Opens a model; see `minilm_jax.load`."""
   recipe.allow_modules(trusted)
-  path = epath.Path(folder).expanduser()
+  path = epath.Path(folder)
   if (path / classifier.CARD_FILE).exists():
     members = Committee((classifier.load_classifier(path),))
     return ClassifierModel(str(path), members, is_committee=False)

@@ -31,7 +31,6 @@ from minilm_jax.tasks import metrics
 from minilm_jax.training import pretrained
 
 ALL_PARADIGMS = 'all'  # the mean over all paradigms; not allowed as the name of a phenomenon
-_TABLE_FORMATS = tuple(name for name in readers.FORMATS if name != 'txt')
 _SENTENCE_COLUMNS = ('sentence_good', 'sentence_bad')
 # The first column that a row has is used.
 _PARADIGM_COLUMNS = ('paradigm', 'UID')
@@ -66,7 +65,7 @@ def read_pairs(source: epath.PathLike) -> tuple[str, list[MinimalPair]]:
 
 def _open_tables(source: epath.PathLike) -> tuple[str, list[tuple[str, Iterator[dict[str, Any]]]]]:
   """Returns the name of a set, and the name and rows of each of its tables."""
-  path = epath.Path(source).expanduser()
+  path = epath.Path(source)
   subject = f'minimal pairs in {source}'
   if not str(source) or not path.exists():
     raise InputError(
@@ -75,16 +74,18 @@ def _open_tables(source: epath.PathLike) -> tuple[str, list[tuple[str, Iterator[
       f'give a table with {" and ".join(_SENTENCE_COLUMNS)}, a folder of tables, or a data_dir of '
       'TFDS with blimp',
     )
-  name, tables, names = _strip_suffixes(path), [path], []
+  name, tables, names = readers.name_table(path), [path], []
   if path.is_dir():
     # Hidden files are not tables: macOS adds `._a.jsonl` to `a.jsonl`.
     contents = sorted(file for file in path.iterdir() if not file.name.startswith('.'))
-    tables = [file for file in contents if readers.detect_format(file) in _TABLE_FORMATS]
+    tables = [file for file in contents if readers.is_table(file)]
     # Beside other tables, .json files have information about them.
     tables = [file for file in tables if readers.detect_format(file) != 'json'] or tables
     name, names = path.name or 'pairs', [file.name for file in contents]
   if tables:
-    return name, [(_strip_suffixes(file), documents.read_table_rows(str(file))) for file in tables]
+    return name, [
+      (readers.name_table(file), documents.read_table_rows(str(file))) for file in tables
+    ]
   root = path.parent if path.name == 'blimp' else path
   infos = paths.list_matches(root / 'blimp', '*/*/dataset_info.json')
   paradigms = sorted({info.parent.parent.name for info in infos})
@@ -93,21 +94,12 @@ def _open_tables(source: epath.PathLike) -> tuple[str, list[tuple[str, Iterator[
       subject,
       'neither a table nor blimp as TFDS prepares it; the files are '
       f'{", ".join(names[:10]) or "(none)"}',
-      f'give tables in the formats .{", .".join(_TABLE_FORMATS)}',
+      f'give tables in the formats .{", .".join(readers.TABLE_FORMATS)}',
     )
   return 'blimp', [
     (paradigm, tfds.read_examples(tfds.find_dataset(f'blimp/{paradigm}', str(root)), 'train'))
     for paradigm in paradigms
   ]
-
-
-def _strip_suffixes(path: epath.Path) -> str:
-  """Returns the name of a table without the suffixes of its compression and its format."""
-  name = path.name
-  for suffixes in (readers.COMPRESSIONS, readers.FORMATS):
-    stem, _, suffix = name.rpartition('.')
-    name = stem if stem and suffix.lower() in suffixes else name
-  return name
 
 
 def _parse_pairs(table: str, rows: Iterator[dict[str, Any]]) -> Iterator[MinimalPair]:
@@ -324,8 +316,6 @@ def evaluate_pairs(
       'seconds': round(time.monotonic() - started, 3),
     }
 
-  if not workdir:
-    return measure()
   identity = {
     'kind': 'evaluate',
     'checkpoint': str(source),

@@ -157,7 +157,9 @@ def study_sizes(
     for key, value in itertools.chain.from_iterable(map(score_subset, subsets)):
       values.setdefault(key, []).append(value)
     for (combined, metric), column in values.items():
-      low, high = (math.nan, math.nan) if len(column) < 2 else np.percentile(column, (2.5, 97.5))
+      low = high = math.nan
+      if len(column) > 1:
+        low, high = metrics.percentile_interval(column)
       lines.append(
         SubsetScore(
           split=split,
@@ -166,8 +168,8 @@ def study_sizes(
           metric=metric,
           headline=metric == headline,
           mean=float(np.mean(column)),
-          low=float(low),
-          high=float(high),
+          low=low,
+          high=high,
           subsets=len(subsets),
           every=len(subsets) == math.comb(len(logits), size),
         )

@@ -21,14 +21,6 @@ from minilm_jax.tasks import glue_files
 from minilm_jax.tasks.task import Task
 
 TASK_SPLITS = ('train', 'validation', 'test')
-_TABLE_SUFFIXES = (
-  *(
-    form + packing
-    for form in ('.jsonl', '.csv', '.tsv', '.json')
-    for packing in ('', '.gz', '.xz', '.zst')
-  ),
-  '.parquet',
-)
 MICROWORLD_SIZES = {'train': 4000, 'validation': 1000, 'test': 1000}  # examples of each split
 # Start and end of entities in FewRel. Lower-case letters are known to any tokenizer of a small
 # language; brackets and digits may not be. No word contains the markers, and they stay different
@@ -75,7 +67,7 @@ def read_rows(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str, 
   if config.data_dir:
     return _read_tfds(task, config, split)
   if config.folder:
-    path = _find_file(epath.Path(config.folder).expanduser(), split)
+    path = _find_file(epath.Path(config.folder), split)
     return _read_table(path, task, config, split)
   if paths := list_named_files(config):
     if split not in TASK_SPLITS:
@@ -86,7 +78,7 @@ def read_rows(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str, 
         f'the files {", ".join(paths.values())}',
         f'set task.{split}',
       )
-    return _read_table(epath.Path(paths[split]).expanduser(), task, config, split)
+    return _read_table(epath.Path(paths[split]), task, config, split)
   if task.microworld:
     count = MICROWORLD_SIZES[split] if split in MICROWORLD_SIZES else 0
     return iter(microworld.generate_examples(task.microworld, split, 0, count))
@@ -105,7 +97,7 @@ def has_split(config: TaskConfig, split: str) -> bool:
   if not config.folder:
     return split in list_named_files(config)
   try:
-    return bool(_find_file(epath.Path(config.folder).expanduser(), split))
+    return bool(_find_file(epath.Path(config.folder), split))
   except MissingSplit:
     return False
 
@@ -137,7 +129,7 @@ def _read_table(
 ) -> Iterator[dict[str, Any]]:
   if glue_files.is_glue_file(path, task):
     return glue_files.read_glue_rows(path, task, split)
-  if is_fewrel_file(path) and not readers.is_json_array(path):
+  if readers.detect_format(path) == 'json' and not readers.is_json_array(path):
     return read_fewrel_rows(path, config.markers)
   return documents.read_table_rows(str(path))
 
@@ -146,8 +138,9 @@ def _find_file(folder: epath.Path, split: str) -> epath.Path:
   """Returns the only file of a split."""
   if not folder.is_dir():
     raise InputError(f'examples in {folder}', 'no such folder', 'check task.folder')
+  files = sorted(folder.iterdir())
   for name in (split, split.replace('validation', 'dev')):  # GLUE publishes dev.tsv
-    paths = [path for suffix in _TABLE_SUFFIXES if (path := folder / (name + suffix)).exists()]
+    paths = [path for path in files if readers.is_table(path) and readers.name_table(path) == name]
     if paths:
       break
   if len(paths) > 1:
@@ -157,23 +150,13 @@ def _find_file(folder: epath.Path, split: str) -> epath.Path:
       'remove all but the correct file',
     )
   if not paths:
-    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith('.'))
+    names = [path.name for path in files if not path.name.startswith('.')]
     raise MissingSplit(
       f'{split}.jsonl, .csv, .tsv (each also .gz, .xz, .zst) or .parquet in {folder}',
       f'the files {", ".join(names[:10]) or "(none)"}',
       'name the file after the split, or set another task.folder',
     )
   return paths[0]
-
-
-def is_fewrel_file(path: epath.PathLike) -> bool:
-  """Returns whether a file name ends in .json, also compressed, as FewRel's files do.
-
-  >>> is_fewrel_file('val_wiki.json.xz'), is_fewrel_file('train.jsonl')
-  (True, False)
-  """
-  stem, _, suffix = str(path).lower().rpartition('.')
-  return suffix == 'json' or suffix in readers.COMPRESSIONS and stem.endswith('.json')
 
 
 def read_fewrel_rows(path: epath.PathLike, markers: bool) -> Iterator[dict[str, Any]]:
