@@ -34,6 +34,7 @@ from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID, UNKNOWN_ID, Tokenizer
 from minilm_jax.model import cross_entropy
 from minilm_jax.model.heads import MaskedLanguageModel
+from minilm_jax.tasks import task_data
 from minilm_jax.training import pretrained, sharding
 
 PLL_VARIANTS = ('within-word', 'original')
@@ -148,7 +149,8 @@ def compute_pseudo_log_likelihoods(
   mesh = sharding.make_mesh(MeshConfig(population=1, data=0, model=1))
   model = jax.device_put(model, sharding.replicated(mesh))
   for length, bucket in sorted(buckets.items()):
-    tokens = _pad_sentences([distinct[i] for i in bucket], length)
+    rows = [[BEGIN_ID, *distinct[i], END_ID] for i in bucket]
+    tokens = task_data.pad_sequences(rows, length)
     owner, first = np.nonzero(_is_ordinary(tokens))
     end = first + 1
     if variant == 'within-word':
@@ -174,14 +176,6 @@ def compute_pseudo_log_likelihoods(
 def _choose_batch_rows(rows: int) -> int:
   """Returns the next power of two within bounds, so that few shapes are compiled."""
   return min(_MAX_ROWS_PER_DEVICE, max(_MIN_ROWS_PER_DEVICE, 1 << (rows - 1).bit_length()))
-
-
-def _pad_sentences(sentences: Sequence[Sequence[int]], length: int) -> Int[np.ndarray, 'N L']:
-  """Returns rows of `<s> sentence </s>` and pads."""
-  tokens = np.full((len(sentences), length), PAD_ID, np.int32)
-  for row, ids in zip(tokens, sentences, strict=True):
-    row[: len(ids) + 2] = BEGIN_ID, *ids, END_ID
-  return tokens
 
 
 def _is_ordinary(tokens: Integer[np.ndarray, 'N L']) -> Bool[np.ndarray, 'N L']:

@@ -4,10 +4,8 @@ A row is a dict from column to the value in the source; `examples` interprets it
 """
 
 import collections
-import functools
 import hashlib
 import itertools
-import json
 import random
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,15 +15,11 @@ from etils import epath
 from minilm_jax.core.config import TaskConfig
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data import documents, microworld, normalization, readers, tfds
-from minilm_jax.tasks import glue_files
+from minilm_jax.tasks import task_files
 from minilm_jax.tasks.task import Task
 
 TASK_SPLITS = ('train', 'validation', 'test')
 MICROWORLD_SIZES = {'train': 4000, 'validation': 1000, 'test': 1000}  # examples of each split
-# Start and end of entities in FewRel. Lower-case letters are known to any tokenizer of a small
-# language; brackets and digits may not be. No word contains the markers, and they stay different
-# after a split into letters.
-HEAD_MARKER, TAIL_MARKER = ('qj', 'jq'), ('qz', 'zq')
 MIN_CLASS_SIZE = 2  # training examples of a class
 _SAMPLE_SEED = 42  # seed of paper 2
 # Makes the hash of the validation part independent of the hash behind max_train_examples.
@@ -68,7 +62,7 @@ def read_rows(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str, 
     return _read_tfds(task, config, split)
   if config.folder:
     path = _find_file(epath.Path(config.folder), split)
-    return _read_table(path, task, config, split)
+    return task_files.read_file(path, task, split, config.markers)
   if paths := list_named_files(config):
     if split not in TASK_SPLITS:
       raise InputError(f'the split {split!r}', 'no such split', suggest_name(split, TASK_SPLITS))
@@ -78,7 +72,7 @@ def read_rows(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str, 
         f'the files {", ".join(paths.values())}',
         f'set task.{split}',
       )
-    return _read_table(epath.Path(paths[split]), task, config, split)
+    return task_files.read_file(epath.Path(paths[split]), task, split, config.markers)
   if task.microworld:
     count = MICROWORLD_SIZES[split] if split in MICROWORLD_SIZES else 0
     return iter(microworld.generate_examples(task.microworld, split, 0, count))
@@ -124,16 +118,6 @@ def _read_tfds(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str,
     raise MissingSplit(error.asked, error.found, error.remedy) from None
 
 
-def _read_table(
-  path: epath.Path, task: Task, config: TaskConfig, split: str
-) -> Iterator[dict[str, Any]]:
-  if glue_files.is_glue_file(path, task):
-    return glue_files.read_glue_rows(path, task, split)
-  if readers.detect_format(path) == 'json' and not readers.is_json_array(path):
-    return read_fewrel_rows(path, config.markers)
-  return documents.read_table_rows(str(path))
-
-
 def _find_file(folder: epath.Path, split: str) -> epath.Path:
   """Returns the only file of a split."""
   if not folder.is_dir():
@@ -157,87 +141,6 @@ def _find_file(folder: epath.Path, split: str) -> epath.Path:
       'name the file after the split, or set another task.folder',
     )
   return paths[0]
-
-
-def read_fewrel_rows(path: epath.PathLike, markers: bool) -> Iterator[dict[str, Any]]:
-  """Yields a row for each sentence: the joined tokens as `text`, the relation as `label`.
-
-  FewRel's files list sentences by the relation between a head and a tail entity.
-
-  With `markers`, a row has `marked`, the text with markers around every mention of an entity: `qj`
-  and `jq` for the head, `qz` and `zq` for the tail.
-
-  Raises:
-    InputError: The file is unreadable, too large or malformed; with markers, a mention lies outside
-      its sentence.
-  """
-  try:
-    relations = json.loads(
-      readers.read_decompressed(path), object_pairs_hook=functools.partial(_make_object, path)
-    )
-  except (ValueError, RecursionError) as error:
-    raise InputError(
-      f'relations in {path}', f'invalid JSON: {error}', 'rename JSON lines to .jsonl'
-    ) from None
-  if not isinstance(relations, dict) or not all(
-    isinstance(items, list) for items in relations.values()
-  ):
-    raise _make_fewrel_error(str(path), 'no object of lists')
-  for relation, items in relations.items():
-    for number, item in enumerate(items, 1):
-      where = f'{path}, {relation}, example {number:,}'
-      tokens = item['tokens'] if isinstance(item, dict) and 'tokens' in item else None
-      if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
-        raise _make_fewrel_error(where, 'no list of tokens')
-      row = {'text': ' '.join(tokens), 'label': relation}
-      yield row | {'marked': _mark_entities(tokens, item, where)} if markers else row
-
-
-def _make_object(path: epath.PathLike, items: list[tuple[str, Any]]) -> dict[str, Any]:
-  """Returns a JSON object; raises InputError if a key occurs twice."""
-  record = dict(items)
-  if len(record) < len(items):
-    names = [name for name, _ in items]
-    repeated = next(name for name in names if names.count(name) > 1)
-    raise _make_fewrel_error(str(path), f'the key {repeated!r} twice in one object')
-  return record
-
-
-def _mark_entities(tokens: list[str], item: dict[str, Any], where: str) -> str:
-  before, after = [[] for _ in tokens], [[] for _ in tokens]
-  for entity, (start, end) in (('h', HEAD_MARKER), ('t', TAIL_MARKER)):
-    for first, last in _find_mentions(item, entity, len(tokens), where):
-      before[first].append(start)
-      after[last].insert(0, end)
-  parts = ([*starts, token, *ends] for starts, token, ends in zip(before, tokens, after))
-  return ' '.join(itertools.chain.from_iterable(parts))
-
-
-def _find_mentions(
-  item: dict[str, Any], entity: str, length: int, where: str
-) -> list[tuple[int, int]]:
-  """Returns the first and the last token of each mention."""
-  fields = item[entity] if entity in item else None
-  mentions = fields[2] if isinstance(fields, list) and len(fields) == 3 else []
-  mentions = mentions if isinstance(mentions, list) else []
-  for mention in mentions:
-    if (
-      not isinstance(mention, list)
-      or not mention
-      or not all(type(i) is int and 0 <= i < length for i in mention)
-    ):
-      raise _make_fewrel_error(where, f'the mention {mention!r} in {length} tokens')
-  if not mentions:
-    raise _make_fewrel_error(where, f'no mention in {entity!r}')
-  return [(min(mention), max(mention)) for mention in mentions]
-
-
-def _make_fewrel_error(where: str, fault: str) -> InputError:
-  return InputError(
-    f'relations in {where}',
-    fault,
-    'use the format {relation: [{"tokens": [...], "h": [name, id, [[index, ...]]], "t": ...}]}',
-  )
 
 
 def select_by_hash(texts: Sequence[str], count: int) -> list[int]:

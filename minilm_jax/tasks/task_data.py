@@ -132,12 +132,18 @@ def _round_up(length: int) -> int:
   return -(-length // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE
 
 
-def build_task_rows(sequences: Sequence[list[int]], labels: np.ndarray, length: int) -> TaskRows:
-  """Returns sequences padded to `length` on the host."""
+def pad_sequences(sequences: Sequence[list[int]], length: int) -> Int32[np.ndarray, 'N L']:
+  """Returns sequences padded to `length`."""
   tokens = np.full((len(sequences), length), PAD_ID, np.int32)
   for row, ids in zip(tokens, sequences, strict=True):
     row[: len(ids)] = ids
-  return TaskRows(tokens, np.array([len(ids) for ids in sequences], np.int32), labels)
+  return tokens
+
+
+def build_task_rows(sequences: Sequence[list[int]], labels: np.ndarray, length: int) -> TaskRows:
+  """Returns sequences padded to `length` on the host."""
+  lengths = np.array([len(ids) for ids in sequences], np.int32)
+  return TaskRows(pad_sequences(sequences, length), lengths, labels)
 
 
 def list_used_ids(splits: Sequence[TaskRows]) -> Int[np.ndarray, 'U']:

@@ -19,7 +19,7 @@ from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus, documents, filters, tokenizer
 from minilm_jax.evaluation import overlap, overlap_subsets
-from minilm_jax.tasks import loading
+from minilm_jax.tasks import task_files
 from minilm_jax.training import run_setup
 from tests import tiny_config
 
@@ -54,8 +54,8 @@ READERS: dict[str, Callable[[pathlib.Path], object]] = {
   'a.model': tokenizer.load_tokenizer,
   'a.csv.gz': logged_table.read_csv,
   'b.csv': logged_table.read_csv,
-  'b.json': lambda path: list(loading.read_fewrel_rows(path, False)),
-  'b.json.gz': lambda path: list(loading.read_fewrel_rows(path, False)),
+  'b.json': lambda path: list(task_files.read_fewrel_rows(path, False)),
+  'b.json.gz': lambda path: list(task_files.read_fewrel_rows(path, False)),
   'a.jsonl': lambda path: list(run_dir.read_lines(path)),
 }
 

@@ -1,6 +1,9 @@
-"""GLUE's own .tsv files: columns, the missing header of CoLA, broken rows, and test files."""
+"""Tests GLUE's own .tsv files and the .json files of FewRel: columns, broken rows, marked entities."""
 
 import dataclasses
+import gzip
+import json
+import lzma
 import pathlib
 
 import pytest
@@ -9,7 +12,7 @@ from configs import base
 from minilm_jax.core import recipe
 from minilm_jax.core.config import TaskConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.tasks import examples, finetune
+from minilm_jax.tasks import examples, finetune, task_files
 from minilm_jax.tasks.examples import Examples
 from tests.tiny_config import make_finetune_config
 
@@ -97,3 +100,80 @@ def test_the_log_tells_that_a_custom_task_has_no_submission(tiny_run, tmp_path, 
   config = make_finetune_config('own', **fields, **{'task.folder': str(tmp_path)})
   finetune.prepare(config, tiny_run, tmp_path / 'run', [None])
   assert 'own: no predictions of the test split' in ' '.join(capsys.readouterr().err.split())
+
+
+TOKENS = 'Ann Lee met her brother , Tom , near Lee .'.split()
+MARKERS = {*task_files.HEAD_MARKER, *task_files.TAIL_MARKER}
+ITEM = {'tokens': TOKENS, 'h': ['ann lee', 'Q1', [[0, 1], [9]]], 't': ['tom', 'Q2', [[6]]]}
+
+
+def write_relations(tmp_path: pathlib.Path, content: object) -> str:
+  path = tmp_path / 'relations.json'
+  path.write_text(content if isinstance(content, str) else json.dumps(content))
+  return str(path)
+
+
+def test_fewrel_rows_have_joined_tokens_and_marked_mentions(tmp_path: pathlib.Path):
+  path = pathlib.Path(write_relations(tmp_path, {'sibling': [ITEM], 'spouse': [ITEM, ITEM]}))
+  rows = list(task_files.read_fewrel_rows(path, False))
+  assert [row['label'] for row in rows] == ['sibling', 'spouse', 'spouse']
+  assert rows[0] == {'text': ' '.join(TOKENS), 'label': 'sibling'}
+  marked_rows = list(task_files.read_fewrel_rows(path, True))
+  marked = 'qj Ann Lee jq met her brother , qz Tom zq , near qj Lee jq .'
+  assert marked_rows == [row | {'marked': marked} for row in rows]
+  (tmp_path / 'a.json.xz').write_bytes(lzma.compress(path.read_bytes()))
+  (tmp_path / 'a.json.gz').write_bytes(gzip.compress(path.read_bytes()))
+  for name in ('a.json.xz', 'a.json.gz'):
+    assert list(task_files.read_fewrel_rows(tmp_path / name, True)) == marked_rows
+
+
+def test_markers_are_four_different_words_of_lower_case_letters():
+  assert len(set(MARKERS)) == 4
+  assert all(mark.isascii() and mark.isalpha() and mark == mark.lower() for mark in MARKERS)
+
+
+def test_an_entity_inside_another_is_marked_inside(tmp_path: pathlib.Path):
+  item = {'tokens': ['New', 'York', 'Times'], 'h': ['', '', [[0, 1, 2]]], 't': ['', '', [[0, 1]]]}
+  (row,) = task_files.read_fewrel_rows(write_relations(tmp_path, {'r': [item]}), True)
+  assert row['marked'] == 'qj qz New York zq Times jq'
+
+
+@pytest.mark.parametrize(
+  'content, match',
+  [
+    ('{"r": ', 'JSON'),
+    ([ITEM], 'relations.json'),
+    ({'r': ITEM}, 'relations.json'),
+    ({'r': [ITEM, {'text': 'x'}]}, 'r, example 2'),
+    ({'r': [3]}, 'r, example 1'),
+    ({'r': [{'tokens': ['a']}]}, "'h'"),
+    ({'r': [{**ITEM, 't': ['', '', []]}]}, "'t'"),
+    ({'r': [{**ITEM, 't': ['', '', [[11]]]}]}, r'\[11\] in 11 tokens'),
+    ({'r': [{**ITEM, 'h': ['', '', [[-1]]]}]}, r'\[-1\] in 11 tokens'),
+    ({'r': [{**ITEM, 'h': ['', '', ['0']]}]}, "'0' in 11 tokens"),
+  ],
+)
+def test_a_malformed_fewrel_file_is_refused(tmp_path: pathlib.Path, content: object, match: str):
+  with pytest.raises(InputError, match=match):
+    list(task_files.read_fewrel_rows(write_relations(tmp_path, content), True))
+
+
+@pytest.mark.parametrize(
+  'name, examples, relations',
+  [('wiki', 11_200, 16), ('nyt', 2_500, 25), ('semeval', 8_851, 17), ('pubmed', 1_000, 10)],
+)
+def test_the_official_files_have_known_counts(
+  data: pathlib.Path, name: str, examples: int, relations: int
+):
+  rows = list(task_files.read_fewrel_rows(data / 'fewrel' / f'val_{name}.json.xz', True))
+  assert len(rows) == examples and len({row['label'] for row in rows}) == relations
+  for row in rows:
+    assert not MARKERS & set(row['text'].lower().split())
+    assert MARKERS <= set(row['marked'].split())
+
+
+def test_a_relation_listed_twice_is_refused(tmp_path: pathlib.Path):
+  item = '[{"tokens": ["a"]}]'
+  (tmp_path / 'a.json').write_text(f'{{"P1": {item}, "P2": {item}, "P1": {item}}}')
+  with pytest.raises(InputError, match="'P1' twice"):
+    list(task_files.read_fewrel_rows(tmp_path / 'a.json', False))
