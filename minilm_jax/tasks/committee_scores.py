@@ -11,7 +11,7 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epath
@@ -38,11 +38,6 @@ _DAMAGED_ARRAYS = (
   tokenize.TokenError,
 )
 Outputs = tuple[Float[np.ndarray, 'N C'], Shaped[np.ndarray, 'N']]
-_PROBABILITY_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-  'negative log-likelihood': metrics.negative_log_likelihood,
-  'calibration error': metrics.calibration_error,
-  'Brier score': metrics.brier_score,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,6 +177,4 @@ def _score(
 ) -> dict[str, float]:
   probabilities = combine_outputs(logits, combined)
   scores = metrics.compute_metric(names, probabilities.argmax(-1), labels)
-  return scores | {
-    name: metric(probabilities, labels) for name, metric in _PROBABILITY_METRICS.items()
-  }
+  return scores | metrics.score_probabilities(probabilities, labels)

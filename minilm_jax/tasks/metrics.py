@@ -30,53 +30,26 @@ Values = Shaped[np.ndarray, '...']  # functions check the shape against the othe
 Counts = Float[np.ndarray, '*a C C']  # true class, predicted class
 
 
-def negative_log_likelihood(probabilities: Float[np.ndarray, 'N C'], labels: Labels) -> float:
-  """Returns the mean of -ln p(label), in nats.
-
-  >>> round(negative_log_likelihood(np.array([[0.5, 0.5], [0.0, 1.0]]), np.array([0, 1])), 4)
-  0.3466
-  """
-  correct = _label_probabilities(probabilities, labels)
-  return float(-np.log(np.maximum(correct, _MIN_PROBABILITY)).mean())
-
-
-def brier_score(probabilities: Float[np.ndarray, 'N C'], labels: Labels) -> float:
-  """Returns the mean over examples of sum_c (p_c - [c is the label])^2, from 0 to 2 (Brier, 1950).
-
-  >>> brier_score(np.array([[0.5, 0.5], [0.0, 1.0]]), np.array([0, 1]))
-  0.25
-  """
-  correct = _label_probabilities(probabilities, labels)
-  return float(((probabilities**2).sum(-1) - 2 * correct + 1).mean())
-
-
-def calibration_error(probabilities: Float[np.ndarray, 'N C'], labels: Labels) -> float:
-  """Returns the expected calibration error (Guo et al., 2017).
-
-  Examples are binned by confidence, the probability of the predicted class, into the intervals
-  ((b - 1) / 15, b / 15]. The error is sum_b n_b / N |accuracy_b - confidence_b|. On few
-  examples, a calibrated model also has a positive error: about sqrt(2 / pi) times the mean over
-  bins of the standard error of a share.
-
-  >>> round(calibration_error(np.array([[0.9, 0.1]] * 4), np.array([0, 0, 1, 1])), 4)
-  0.4
-  """
-  _check_probabilities(probabilities, labels)
-  confidence, correct = probabilities.max(-1), probabilities.argmax(-1) == labels
-  bin_indices = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
-  gaps = np.bincount(bin_indices, weights=correct - confidence, minlength=NUM_BINS)
-  return float(np.abs(gaps).sum() / len(labels))
-
-
-def _label_probabilities(
+def score_probabilities(
   probabilities: Float[np.ndarray, 'N C'], labels: Labels
-) -> Float[np.ndarray, 'n']:
-  """Returns the probability of each label after checking both arrays."""
-  _check_probabilities(probabilities, labels)
-  return np.take_along_axis(probabilities, labels[:, None].astype(np.int64), axis=-1)[:, 0]
+) -> dict[str, float]:
+  """Returns the scores of the probabilities of classes.
 
+  - 'negative log-likelihood': the mean of -ln p(label), in nats.
+  - 'calibration error': the expected calibration error (Guo et al., 2017). Examples are binned by
+    confidence, the probability of the predicted class, into the intervals ((b - 1) / 15, b / 15].
+    The error is sum_b n_b / N |accuracy_b - confidence_b|. On few examples, a calibrated model also
+    has a positive error: about sqrt(2 / pi) times the mean over bins of the standard error of a
+    share.
+  - 'Brier score': the mean of sum_c (p_c - [c is the label])^2, from 0 to 2 (Brier, 1950).
 
-def _check_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> None:
+  Raises:
+    InputError: The labels are empty, not as many as the rows, or not class indices.
+
+  >>> scores = score_probabilities(np.array([[0.5, 0.5], [0.0, 1.0]]), np.array([0, 1]))
+  >>> {name: round(score, 4) for name, score in scores.items()}
+  {'negative log-likelihood': 0.3466, 'calibration error': 0.25, 'Brier score': 0.25}
+  """
   if not len(labels) or len(labels) != len(probabilities):
     raise InputError(
       'a score of probabilities',
@@ -89,6 +62,15 @@ def _check_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> None:
       f'labels from {labels.min()} to {labels.max()}',
       'give labels that are class indices',
     )
+  of_label = np.take_along_axis(probabilities, labels[:, None].astype(np.int64), axis=-1)[:, 0]
+  confidence, correct = probabilities.max(-1), probabilities.argmax(-1) == labels
+  bin_indices = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
+  gaps = np.bincount(bin_indices, weights=correct - confidence, minlength=NUM_BINS)
+  return {
+    'negative log-likelihood': float(-np.log(np.maximum(of_label, _MIN_PROBABILITY)).mean()),
+    'calibration error': float(np.abs(gaps).sum() / len(labels)),
+    'Brier score': float(((probabilities**2).sum(-1) - 2 * of_label + 1).mean()),
+  }
 
 
 def confusion_matrix(

@@ -10,17 +10,13 @@ from scipy import stats
 
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import metrics
-from minilm_jax.tasks.metrics import (
-  brier_score,
-  calibration_error,
-  negative_log_likelihood,
-)
 from minilm_jax.tasks.task import Task, find_task
 
 COLA, MRPC, STSB = map(find_task, ('cola', 'mrpc', 'stsb'))
 
 
-SCORES = (negative_log_likelihood, brier_score, calibration_error)
+def calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+  return metrics.score_probabilities(probabilities, labels)['calibration error']
 
 
 def test_a_calibrated_sample_has_nearly_no_calibration_error():
@@ -47,15 +43,15 @@ def test_calibration_error_equals_hand_computed_values():
 
 def test_probability_scores_of_uniform_and_certain_predictions():
   probabilities, labels = np.full((12, 4), 0.25), np.arange(12) % 4
-  assert negative_log_likelihood(probabilities, labels) == pytest.approx(math.log(4))
-  assert brier_score(probabilities, labels) == pytest.approx(0.75)
+  scores = metrics.score_probabilities(probabilities, labels)
+  assert scores['negative log-likelihood'] == pytest.approx(math.log(4))
+  assert scores['Brier score'] == pytest.approx(0.75)
   certain, wrong = np.eye(3), np.array([1, 2, 0])
-  assert [score(certain, np.arange(3)) for score in SCORES] == [0, 0, 0]
-  assert brier_score(certain, wrong) == 2
-  assert 20 < negative_log_likelihood(certain, wrong) < 30
+  assert list(metrics.score_probabilities(certain, np.arange(3)).values()) == [0, 0, 0]
+  scores = metrics.score_probabilities(certain, wrong)
+  assert scores['Brier score'] == 2 and 20 < scores['negative log-likelihood'] < 30
 
 
-@pytest.mark.parametrize('score', SCORES)
 @pytest.mark.parametrize(
   'rows, labels, match',
   [
@@ -65,9 +61,9 @@ def test_probability_scores_of_uniform_and_certain_predictions():
     (2, [0, -1], '-1 to 0'),
   ],
 )
-def test_invalid_labels_of_probabilities_are_refused(score, rows: int, labels: list, match: str):
+def test_invalid_labels_of_probabilities_are_refused(rows: int, labels: list, match: str):
   with pytest.raises(InputError, match=match):
-    score(np.full((rows, 3), 1 / 3), np.array(labels, int))
+    metrics.score_probabilities(np.full((rows, 3), 1 / 3), np.array(labels, int))
 
 
 random = np.random.default_rng(0)
