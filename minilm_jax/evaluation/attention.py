@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 from rich import table as rich_table
 
 from minilm_jax.core import distributed
@@ -127,7 +127,9 @@ def sum_attention(encoder: Encoder, corpus: Corpus) -> dict[str, Array]:
     near = (jnp.abs(distance) <= MAX_DISTANCE)[None]
     part = jax.nn.one_hot(jnp.where(near, distance[None] + MAX_DISTANCE, far_part), len(PARTS))
     layers = encoder.attention_weights(tokens, masked.mask)
-    shares = jnp.stack([_sum_parts(layer, part, queries.astype(jnp.float32)) for layer in layers])
+    by_position = [jnp.einsum('BHLM,BLMp->BHLp', weights, part) for weights in layers]
+    counted = queries.astype(jnp.float32)
+    shares = jnp.stack([jnp.einsum('BHLp,BLQ->QHp', layer, counted) for layer in by_position])
     return {'shares': sums['shares'] + shares, 'queries': sums['queries'] + queries.sum((0, 1))}
 
   config = encoder.config
@@ -136,14 +138,6 @@ def sum_attention(encoder: Encoder, corpus: Corpus) -> dict[str, Array]:
     'queries': jnp.zeros(len(QUERIES), jnp.int32),
   }
   return jax.lax.fori_loop(0, -(-corpus.rows // _ROWS_PER_BATCH), add_batch, zero)
-
-
-def _sum_parts(
-  weights: Float[Array, 'B H L L'],
-  part: Float[Array, 'B L L parts'],
-  queries: Float[Array, 'B L Q'],
-) -> Float[Array, 'Q H parts']:
-  return jnp.einsum('BHLp,BLQ->QHp', jnp.einsum('BHLM,BLMp->BHLp', weights, part), queries)
 
 
 def make_attention_tables(result: dict[str, Any]) -> list[rich_table.Table]:

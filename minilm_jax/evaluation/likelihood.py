@@ -155,7 +155,10 @@ def compute_pseudo_log_likelihoods(
     end = first + 1
     if variant == 'within-word':
       end = _find_word_ends(tokens, np.asarray(starts_word))[owner, first]
-    batch_size = mesh.devices.size * _choose_batch_rows(-(-len(owner) // mesh.devices.size))
+    # A power of two within bounds, so that few shapes are compiled.
+    rows_per_device = 1 << (-(-len(owner) // mesh.devices.size) - 1).bit_length()
+    rows_per_device = min(_MAX_ROWS_PER_DEVICE, max(_MIN_ROWS_PER_DEVICE, rows_per_device))
+    batch_size = mesh.devices.size * rows_per_device
     arrays = tokens, owner, first.astype(np.int32), end.astype(np.int32)
     token_scores: list[float] = []
     for batch in _score_in_batches(_score_tokens, model, mesh, arrays, batch_size):
@@ -171,11 +174,6 @@ def compute_pseudo_log_likelihoods(
       'give an earlier checkpoint, or train again with a lower learning rate',
     )
   return scores[[index[tuple(sentence)] for sentence in sentences]]
-
-
-def _choose_batch_rows(rows: int) -> int:
-  """Returns the next power of two within bounds, so that few shapes are compiled."""
-  return min(_MAX_ROWS_PER_DEVICE, max(_MIN_ROWS_PER_DEVICE, 1 << (rows - 1).bit_length()))
 
 
 def _is_ordinary(tokens: Integer[np.ndarray, 'N L']) -> Bool[np.ndarray, 'N L']:

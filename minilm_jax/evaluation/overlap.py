@@ -25,7 +25,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -265,14 +265,6 @@ def _make_measure(unit: str, name: str, min_count: int, statistic: Jackknife) ->
   return Measure(unit, name, min_count, value, low, high)
 
 
-def _leave_one_out(statistic: Callable[..., Any], *sums: Float[np.ndarray, 'n']) -> Jackknife:
-  """Returns a function of totals over all examples, and its values without each example."""
-  totals = [values.sum() for values in sums]
-  remaining = (total - values for total, values in zip(totals, sums, strict=True))
-  with np.errstate(divide='ignore', invalid='ignore'):
-    return float(statistic(*totals)), statistic(*remaining)
-
-
 def _sum_entries(
   texts: sparse.coo_array, values: Shaped[np.ndarray, 'K']
 ) -> Float[np.ndarray, 'n']:
@@ -292,8 +284,13 @@ def _compute_mean(
   texts: sparse.coo_array, values: Float[np.ndarray, 'T'] | Bool[np.ndarray, 'T']
 ) -> Jackknife:
   """Returns the mean over tokens of a value of each type; for a mask, the share of tokens in it."""
-  total = _sum_entries(texts, texts.data * values[texts.col])
-  return _leave_one_out(np.divide, total, _sum_entries(texts, texts.data))
+  sums, tokens = (
+    _sum_entries(texts, texts.data * values[texts.col]),
+    _sum_entries(texts, texts.data),
+  )
+  total, num_tokens = sums.sum(), tokens.sum()
+  with np.errstate(divide='ignore', invalid='ignore'):
+    return float(total / num_tokens), (total - sums) / (num_tokens - tokens)
 
 
 def _compute_type_share(texts: sparse.coo_array, mask: Bool[np.ndarray, 'T']) -> Jackknife:
