@@ -125,7 +125,7 @@ def _describe_overlap(measures: Sequence[Measure]) -> dict[str, Any]:
   return {
     'overlap': {name: getattr(headline, name) for name in ('value', 'low', 'high')},
     'measures': [
-      {name: field for name, field in measure.to_dict().items() if name not in ('low', 'high')}
+      {name: getattr(measure, name) for name in ('unit', 'name', 'least', 'value')}
       for measure in measures
     ],
   }
