@@ -105,7 +105,6 @@ class Group:
     maybe_save: Saves the state if a save is due.
   """
 
-  specs: Sequence[MemberSpec]
   state: FinetuneState
   updates_before: int
   update_progress: Callable[[int, str], None]
@@ -246,9 +245,9 @@ def train_members(
       inits = [(spec.seed, spec.learning_rate, stack.index[spec.step, spec.seed]) for spec in specs]
       members = program.start(finetune_step.group_members(program, inits), stack.encoders)
       state = finetune_resume.load_state(run.workdir, specs, members)
-      state = state or finetune_resume.start_group(members, len(specs))
-      maybe_save = finetune_resume.make_saver(run.workdir, specs, state, flag)
-      train_group(run, program, data, Group(specs, state, done, update_progress, log, maybe_save))
+      state = state or finetune_resume.start_group(specs, members)
+      maybe_save = finetune_resume.make_saver(run.workdir, state, flag)
+      train_group(run, program, data, Group(state, done, update_progress, log, maybe_save))
       done += len(specs) * program.updates
       if run.config.patience:  # members may have stopped early
         update_progress(done, '')
@@ -289,7 +288,7 @@ def train_epoch(
     state.loss_sums = state.loss_sums + np.asarray(losses)
     state.step += updates
     group.update_progress(
-      group.updates_before + state.step * len(group.specs),
+      group.updates_before + state.step * len(state.specs),
       f'loss {np.mean(state.loss_sums[sorted(state.active)]) / (state.step - epoch_start):.3f}',
     )
     if state.step < epoch_end:  # at the end of an epoch, scoring precedes the save
@@ -309,7 +308,7 @@ def _score_epoch(
 ) -> EpochResult:
   """Logs the loss and headline scores of a member after an epoch; returns the result."""
   data = run.task_data
-  fields = {'step': group.state.step, 'epoch': epoch, **group.specs[index].log_fields()}
+  fields = {'step': group.state.step, 'epoch': epoch, **group.state.specs[index].log_fields()}
   group.log({**fields, 'split': TRAIN_SPLIT, 'loss': loss})
   scores, headline = {}, data.task.headline
   for split, split_outputs in outputs.items():

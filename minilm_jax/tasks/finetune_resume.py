@@ -46,6 +46,7 @@ class FinetuneState:
     active: Indices of the members that still train.
   """
 
+  specs: Sequence[MemberSpec]
   members: MemberState
   step: int
   loss_sums: Float[np.ndarray, 'P']
@@ -122,18 +123,13 @@ def drop_partial_lines(
       run_dir.keep_lines(workdir / log, is_before_resume if log == run_dir.METRICS else is_finished)
 
 
-def start_group(members: MemberState, num_members: int) -> FinetuneState:
-  """Returns the state before the first update; the stack may be longer than `num_members`."""
-  return FinetuneState(
-    members,
-    0,
-    np.zeros(len(members.state.seed)),
-    [{} for _ in range(num_members)],
-    set(range(num_members)),
-  )
+def start_group(specs: Sequence[MemberSpec], members: MemberState) -> FinetuneState:
+  """Returns the state before the first update; the stack may be longer than the specifications."""
+  loss_sums = np.zeros(len(members.state.seed))
+  return FinetuneState(specs, members, 0, loss_sums, [{} for _ in specs], set(range(len(specs))))
 
 
-def save_state(workdir: epath.PathLike, specs: Sequence[MemberSpec], state: FinetuneState) -> None:
+def save_state(workdir: epath.PathLike, state: FinetuneState) -> None:
   """Writes the state of a group and replaces an earlier state."""
   arrays: dict[str, Any] = {
     f'member {n}': np.asarray(leaf) for n, leaf in enumerate(jax.tree.leaves(state.members))
@@ -147,7 +143,7 @@ def save_state(workdir: epath.PathLike, specs: Sequence[MemberSpec], state: Fine
         f'{prefix} model {n}': leaf for n, leaf in enumerate(jax.tree.leaves(result.model))
       }
   record = {
-    'entries': [dataclasses.asdict(spec) for spec in specs],
+    'entries': [dataclasses.asdict(spec) for spec in state.specs],
     'step': state.step,
     'kept': [
       {
@@ -205,6 +201,7 @@ def load_state(
     for index, choices in enumerate(record['kept'])
   ]
   return FinetuneState(
+    specs,
     members,
     record['step'],
     arrays['totals'][members_and_fill],
@@ -214,10 +211,7 @@ def load_state(
 
 
 def make_saver(
-  workdir: epath.PathLike,
-  specs: Sequence[MemberSpec],
-  state: FinetuneState,
-  flag: signals.SignalFlag,
+  workdir: epath.PathLike, state: FinetuneState, flag: signals.SignalFlag
 ) -> Callable[[], None]:
   """Returns a function that saves every `SAVE_SECONDS`, and raises Interrupted after a signal."""
   last_save = time.monotonic()
@@ -226,7 +220,7 @@ def make_saver(
     nonlocal last_save
     is_requested = flag.take_save_request()
     if flag.number or is_requested or time.monotonic() - last_save >= SAVE_SECONDS:
-      save_state(workdir, specs, state)
+      save_state(workdir, state)
       last_save = time.monotonic()
     if is_requested and not flag.number:
       progress.log(f'saved after {state.step:,} updates after SIGUSR1; the run continues')

@@ -174,7 +174,7 @@ def test_a_stopped_run_trains_the_members_that_lack_scores(
   trained, train_group = [], finetune.train_group
 
   def note_group(run: Any, program: Any, data: Any, group: finetune.Group) -> None:
-    trained.append([spec.member for spec in group.specs])
+    trained.append([spec.member for spec in group.state.specs])
     train_group(run, program, data, group)
 
   monkeypatch.setattr(finetune, 'train_group', note_group)
@@ -199,8 +199,8 @@ def test_members_resume_from_their_last_save(
   monkeypatch.setattr(finetune, '_STEPS_PER_CHUNK', 2)  # the first epoch has three updates
   saved_steps, save_state = [], finetune_resume.save_state
 
-  def save_and_stop(workdir: Any, specs: Any, state: finetune_resume.FinetuneState) -> None:
-    save_state(workdir, specs, state)
+  def save_and_stop(workdir: Any, state: finetune_resume.FinetuneState) -> None:
+    save_state(workdir, state)
     saved_steps.append(state.step)
     if len(saved_steps) == stop_after + 1:
       raise KeyboardInterrupt

@@ -32,14 +32,14 @@ def make_members(value: float) -> MemberState:
 @pytest.fixture
 def state(tmp_path: pathlib.Path) -> FinetuneState:
   """Saves a state in which only the first member has a result and a model."""
-  state = finetune_resume.start_group(make_members(0.25), 2)
+  state = finetune_resume.start_group(SPECS, make_members(0.25))
   state.step, state.loss_sums = 7, np.array([1.5, 2.5])
   outputs, kernel = np.eye(2, dtype=np.float32), np.arange(3, dtype=np.float32)
   state.results[0]['last'] = EpochResult(
     1.0, float('nan'), {'validation': outputs}, {'kernel': kernel}
   )
   state.active = {1}
-  finetune_resume.save_state(tmp_path, SPECS, state)
+  finetune_resume.save_state(tmp_path, state)
   return state
 
 
@@ -60,9 +60,9 @@ def test_a_loaded_state_equals_the_saved_state(state: FinetuneState, tmp_path: p
 def test_a_group_filled_for_other_devices_resumes(size: int, tmp_path: pathlib.Path):
   """One member was saved in a group of two, and resumes in a group of `size`."""
   specs = SPECS[:1]
-  saved = finetune_resume.start_group(make_members(0.25), 1)
+  saved = finetune_resume.start_group(specs, make_members(0.25))
   saved.loss_sums = np.array([1.5, 2.5])
-  finetune_resume.save_state(tmp_path, specs, saved)
+  finetune_resume.save_state(tmp_path, saved)
   start = jax.tree.map(lambda x: jnp.stack([x[0]] * size), make_members(0))
   loaded = finetune_resume.load_state(tmp_path, specs, start)
   assert loaded.loss_sums.tolist() == [1.5] * size
@@ -106,7 +106,7 @@ def test_pickles_are_ignored(tmp_path: pathlib.Path):
 def test_a_signal_saves_the_state_at_once(state: FinetuneState, tmp_path: pathlib.Path):
   finetune_resume.remove_state(tmp_path)
   flag = signals.SignalFlag()
-  maybe_save = finetune_resume.make_saver(tmp_path, SPECS, state, flag)
+  maybe_save = finetune_resume.make_saver(tmp_path, state, flag)
   maybe_save()
   assert finetune_resume.read_state_step(tmp_path, SPECS) == 0  # no save is due
   flag.number = signal.SIGTERM
@@ -123,7 +123,7 @@ def test_a_notice_of_slurm_saves_the_state(
 ):
   monkeypatch.setenv('SLURM_JOB_ID', '7')
   with signals.note_signals() as flag:
-    maybe_save = finetune_resume.make_saver(tmp_path, SPECS, state, flag)
+    maybe_save = finetune_resume.make_saver(tmp_path, state, flag)
     os.kill(os.getpid(), signal.SIGUSR1)
     maybe_save()
   assert finetune_resume.read_state_step(tmp_path, SPECS) == 7
