@@ -54,6 +54,7 @@ from minilm_jax.tasks.examples import Examples, complete_task, list_splits, read
 THRESHOLDS = (1, 10, 100)  # m
 HEADLINE_MEASURE = ('words', 'token overlap', 1)
 _IN_NATS = ('cross-entropy', 'divergence')
+TypeCounts = Any  # counts of T types in n examples, a `sparse.coo_array` [n T]
 # A statistic of all n examples, and its values without each of the examples.
 Jackknife = tuple[float, Float[np.ndarray, 'n']]
 
@@ -78,8 +79,8 @@ class Measure:
   high: float
 
 
-def count_types(examples: Sequence[Iterable[int]], types: int) -> sparse.coo_array:
-  """Returns the count of each type number in each example, a sparse matrix `[n T]`."""
+def count_types(examples: Sequence[Iterable[int]], types: int) -> TypeCounts:
+  """Returns the count of each type number in each example."""
   entries = [
     (number, kind, count)
     for number, example in enumerate(examples)
@@ -179,7 +180,7 @@ def open_tokenizer(folder: epath.PathLike, manifest: Mapping[str, Any]) -> Token
 
 def read_texts(
   examples: Examples, tokenizer: Tokenizer, source: str
-) -> tuple[sparse.coo_array, list[list[str]]]:
+) -> tuple[TypeCounts, list[list[str]]]:
   """Returns the piece counts and the lower-case words of each example, with both texts of a pair.
 
   Raises:
@@ -232,7 +233,7 @@ def compute_measures(
 
 
 def _measure_types(
-  unit: str, texts: sparse.coo_array, corpus_counts: Int[np.ndarray, 'T'], corpus_types: int
+  unit: str, texts: TypeCounts, corpus_counts: Int[np.ndarray, 'T'], corpus_types: int
 ) -> list[Measure]:
   return [
     *(
@@ -260,14 +261,12 @@ def _make_measure(unit: str, name: str, least: int, statistic: Jackknife) -> Mea
   return Measure(unit, name, least, value, low, high)
 
 
-def _sum_entries(
-  texts: sparse.coo_array, values: Shaped[np.ndarray, 'K']
-) -> Float[np.ndarray, 'n']:
+def _sum_entries(texts: TypeCounts, values: Shaped[np.ndarray, 'K']) -> Float[np.ndarray, 'n']:
   """Returns the sum over the entries of each example."""
   return np.bincount(texts.row, values, texts.shape[0])
 
 
-def _count_distinct(texts: sparse.coo_array, mask: Bool[np.ndarray, 'T']) -> Jackknife:
+def _count_distinct(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> Jackknife:
   """Returns the number of types in the mask, of all examples and without each example."""
   num_examples = np.bincount(texts.col, minlength=texts.shape[1])
   unique = (num_examples == 1) & mask
@@ -276,7 +275,7 @@ def _count_distinct(texts: sparse.coo_array, mask: Bool[np.ndarray, 'T']) -> Jac
 
 
 def _compute_mean(
-  texts: sparse.coo_array, values: Float[np.ndarray, 'T'] | Bool[np.ndarray, 'T']
+  texts: TypeCounts, values: Float[np.ndarray, 'T'] | Bool[np.ndarray, 'T']
 ) -> Jackknife:
   """Returns the mean over tokens of a value of each type; for a mask, the share of tokens in it."""
   sums, tokens = (
@@ -288,7 +287,7 @@ def _compute_mean(
     return float(total / num_tokens), (total - sums) / (num_tokens - tokens)
 
 
-def _compute_type_share(texts: sparse.coo_array, mask: Bool[np.ndarray, 'T']) -> Jackknife:
+def _compute_type_share(texts: TypeCounts, mask: Bool[np.ndarray, 'T']) -> Jackknife:
   """Returns the share of distinct types in the mask."""
   covered, distinct = _count_distinct(texts, mask), _count_distinct(texts, np.full_like(mask, True))
   with np.errstate(divide='ignore', invalid='ignore'):
@@ -296,7 +295,7 @@ def _compute_type_share(texts: sparse.coo_array, mask: Bool[np.ndarray, 'T']) ->
 
 
 def _compute_jaccard(
-  texts: sparse.coo_array, mask: Bool[np.ndarray, 'T'], corpus_types: int
+  texts: TypeCounts, mask: Bool[np.ndarray, 'T'], corpus_types: int
 ) -> Jackknife:
   """Returns the number of common types over the number of types in the union."""
   common, common_without = _count_distinct(texts, mask)
@@ -307,7 +306,7 @@ def _compute_jaccard(
   )
 
 
-def _compute_divergence(texts: sparse.coo_array, log_shares: Float[np.ndarray, 'V']) -> Jackknife:
+def _compute_divergence(texts: TypeCounts, log_shares: Float[np.ndarray, 'V']) -> Jackknife:
   """Returns the cross-entropy minus ln N - (sum of f ln f) / N."""
 
   def times_log(x: Any) -> Any:
