@@ -67,7 +67,7 @@ def evaluate_attention(
     return identity | {'rows': _measure_attention(source, steps, corpus)}
 
   return evaluate.measure_once(
-    workdir, {'kind': ATTENTION_KIND, **identity}, measure, 'attention', 'these checkpoints'
+    workdir, {'kind': ATTENTION_KIND, **identity}, measure, 'attention of these checkpoints'
   )
 
 

@@ -30,7 +30,6 @@ def measure_once(
   identity: dict[str, Any],
   measure: Callable[[], dict[str, Any]],
   name: str,
-  of: str,
   list_scores: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None,
 ) -> dict[str, Any]:
   """Returns the content of result.json, which the first call for a work directory measures.
@@ -39,7 +38,7 @@ def measure_once(
     workdir: Directory for config.json and result.json; '' measures and writes no files.
     identity: Content of config.json.
     measure: Returns the content of result.json.
-    name: Name of the measurement in messages, and `of` its object.
+    name: Name of the measurement in messages, such as 'scores of these pairs'.
     list_scores: Returns the lines of scores.jsonl; None writes no such file.
 
   Raises:
@@ -54,7 +53,7 @@ def measure_once(
     folder = run_dir.open_run(workdir, identity)
     if (folder / run_dir.RESULT).exists():
       lock.remove_stale_lock(folder)  # of a process that was killed after writing its result
-      progress.log(f'nothing to do: {folder} has the {name} of {of}')
+      progress.log(f'nothing to do: {folder} has the {name}')
     else:
       result = measure()
       if list_scores:

@@ -326,7 +326,7 @@ def evaluate_pairs(
     'corpus': corpus_folder,
   }
   return evaluate.measure_once(
-    workdir, identity, measure, 'scores', 'these pairs', make_score_lines
+    workdir, identity, measure, 'scores of these pairs', make_score_lines
   )
 
 

@@ -96,7 +96,7 @@ def measure_baselines(config: RunConfig, workdir: epath.PathLike) -> dict[str, A
       'corpus_folder': str(folder),
     }
 
-  return evaluate.measure_once(workdir, identity, measure, 'baselines', 'this corpus')
+  return evaluate.measure_once(workdir, identity, measure, 'baselines of this corpus')
 
 
 def _measure(config: RunConfig, folder: epath.Path, splits: Sequence[str]) -> dict[str, Any]:

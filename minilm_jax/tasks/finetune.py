@@ -6,7 +6,6 @@ interrupted members resume from the state file of `finetune_resume`.
 """
 
 import dataclasses
-import functools
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -232,8 +231,13 @@ def train_members(
   """Trains the remaining of `num_members` members in groups, and writes their scores."""
   data, stack = place_data(run.task_data, program), stack_encoders(run)
   baselines = finetune_results.compute_baselines(run.task_data)
-  total, log = num_members * program.updates, functools.partial(_log, run.workdir, time.monotonic())
+  total, started = num_members * program.updates, time.monotonic()
   done = total - len(remaining) * program.updates
+
+  def log(line: dict[str, Any]) -> None:
+    seconds = round(time.monotonic() - started, 3)
+    run_dir.append_line(run.workdir / run_dir.METRICS, {**line, 'seconds': seconds})
+
   with (
     progress.track_progress(
       f'fine-tuning {run.task_data.task.name}', total, 'updates', done
@@ -376,11 +380,4 @@ def save_member(
     run.tokenizer,
     {split: (result.outputs[split], data.rows[split].labels) for split in data.reported},
     {split: data.digests[split] for split in data.reported},
-  )
-
-
-def _log(workdir: epath.Path, started: float, line: dict[str, Any]) -> None:
-  """Appends a line to metrics.jsonl, with the seconds since `started`."""
-  run_dir.append_line(
-    workdir / run_dir.METRICS, {**line, 'seconds': round(time.monotonic() - started, 3)}
   )

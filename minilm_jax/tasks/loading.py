@@ -185,15 +185,13 @@ def _make_key(text: str) -> str:
 
 
 def sample_balanced(labels: Sequence[str], count: int) -> list[int]:
-  """Returns `count` ascending indices of each label, drawn as in paper 2; 0 returns all indices.
+  """Returns `count` ascending indices of each label, drawn as in paper 2.
 
   Python's `random.sample` draws with seed 42, for labels in the order of their first example.
 
   Raises:
     InputError: A label has fewer examples.
   """
-  if not count:
-    return list(range(len(labels)))
   return sorted(itertools.chain.from_iterable(_draw(labels, count)))
 
 
