@@ -11,7 +11,7 @@ import math
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from etils import epath
@@ -133,25 +133,25 @@ def study_sizes(
   # The share of examples with different predictions, for each pair of members.
   disagreement = (predictions[:, None] != predictions[None]).mean(-1)
 
-  def score_subset(subset: Sequence[int]) -> Iterator[tuple[tuple[str, str], float]]:
-    for combined in (LOGIT, PROBABILITY):
-      scores = _score(logits[list(subset)], combined, labels, names)
-      for metric, value in scores.items():
-        yield (combined, metric), value
+  def score_subset(subset: Sequence[int]) -> dict[tuple[str, str], float]:
+    scores = {
+      (combined, metric): value
+      for combined in (LOGIT, PROBABILITY)
+      for metric, value in _score(logits[list(subset)], combined, labels, names).items()
+    }
     for metric in member_scores[0]:
-      values = [member_scores[member][metric] for member in subset]
-      yield (MEMBERS, metric), float(np.mean(values))
+      scores[MEMBERS, metric] = float(np.mean([member_scores[i][metric] for i in subset]))
     if len(subset) > 1:
       pairs = itertools.combinations(subset, 2)
-      yield (MEMBERS, DISAGREEMENT), float(np.mean([disagreement[pair] for pair in pairs]))
+      scores[MEMBERS, DISAGREEMENT] = float(np.mean([disagreement[pair] for pair in pairs]))
+    return scores
 
   lines = []
   for size in range(1, len(logits) + 1):
     subsets = draw_subsets(len(logits), size)
-    values: dict[tuple[str, str], list[float]] = {}
-    for key, value in itertools.chain.from_iterable(map(score_subset, subsets)):
-      values.setdefault(key, []).append(value)
-    for (combined, metric), column in values.items():
+    scores = [score_subset(subset) for subset in subsets]
+    for combined, metric in scores[0]:
+      column = [subset_scores[combined, metric] for subset_scores in scores]
       low = high = math.nan
       if len(column) > 1:
         low, high = metrics.percentile_interval(column)
