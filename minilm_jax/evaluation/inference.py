@@ -1,10 +1,11 @@
 """Applies trained models: vectors of texts, guesses for `<mask>`, labels of texts.
 
 `load_model` opens a pre-training run, a saved classifier or a committee for a notebook or script
-(`minilm_jax.load`). `fill_mask` and `predict` implement the commands of the same names.
+(`minilm_jax.load`). `predict` implements the command of the same name.
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -53,8 +54,8 @@ class Guess:
 class Model:
   """Base class of loaded models; see `LanguageModel` and `ClassifierModel`."""
 
-  def __init__(self, folder: str, tokenizer: Tokenizer):
-    self.folder, self.tokenizer = folder, tokenizer
+  def __init__(self, folder: epath.PathLike, tokenizer: Tokenizer):
+    self.folder, self.tokenizer = os.fspath(folder), tokenizer
 
   def encode(self, texts: Texts) -> Float[np.ndarray, 'N D']:
     """Returns one vector per text; classifiers raise InputError."""
@@ -80,7 +81,7 @@ class LanguageModel(Model):
     model: Flax module, `model(tokens [B L], mask [B L], positions [B K]) -> [B K V]`.
   """
 
-  def __init__(self, folder: str):
+  def __init__(self, folder: epath.PathLike):
     run = pretrained.load(folder)
     super().__init__(folder, run.tokenizer)
     self.config, self.model, self.step = run.config, run.model, run.step
@@ -136,17 +137,6 @@ def _mean_vectors(encoder: Any, tokens: Int[Array, 'B L']) -> Float[Array, 'B D'
   return (x * mask[:, :, None]).sum(1) / mask.sum(1)[:, None]
 
 
-def fill_mask(source: epath.PathLike, text: str, best: int) -> list[Guess]:
-  """Returns the `best` most probable pieces for each `<mask>`, by the latest checkpoint of a run.
-
-  Raises:
-    InputError: As for `guess_pieces`.
-  """
-  _check_guesses(text, best)
-  run = pretrained.load(source)
-  return guess_pieces(run.model, run.tokenizer, text, best)
-
-
 def guess_pieces(
   model: MaskedLanguageModel, tokenizer: Tokenizer, text: str, best: int
 ) -> list[Guess]:
@@ -155,7 +145,14 @@ def guess_pieces(
   Raises:
     InputError: The text has no `<mask>` or too many tokens, or `best` is below 1.
   """
-  _check_guesses(text, best)
+  if _MASK_MARKER not in text:
+    raise InputError(
+      f'guesses for {text!r}',
+      f'no {_MASK_MARKER}',
+      f'write {_MASK_MARKER} in place of a word',
+    )
+  if best < 1:
+    raise InputError(f'the best {best} guesses', f'a number below 1: {best}', 'give at least 1')
   ids = encode_masked(tokenizer, text)
   if len(ids) > model.config.max_length:
     raise InputError(
@@ -185,17 +182,6 @@ def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
   return [*ids, END_ID]
 
 
-def _check_guesses(text: str, best: int) -> None:
-  if _MASK_MARKER not in text:
-    raise InputError(
-      f'guesses for {text!r}',
-      f'no {_MASK_MARKER}',
-      f'write {_MASK_MARKER} in place of a word',
-    )
-  if best < 1:
-    raise InputError(f'the best {best} guesses', f'a number below 1: {best}', 'give at least 1')
-
-
 class ClassifierModel(Model):
   """Predicts with a fine-tuned classifier or a committee.
 
@@ -203,7 +189,7 @@ class ClassifierModel(Model):
     members: Classifiers; the `card` of each has its task, labels, shape and origin.
   """
 
-  def __init__(self, folder: str, members: Committee, is_committee: bool):
+  def __init__(self, folder: epath.PathLike, members: Committee, is_committee: bool):
     super().__init__(folder, members.members[0].tokenizer)
     self.members, self._committee, self._is_committee = members.members, members, is_committee
 
@@ -411,13 +397,13 @@ def load_model(folder: epath.PathLike, trusted: str | Sequence[str]) -> Model:
   path = epath.Path(folder)
   if (path / classifier.CARD_FILE).exists():
     members = Committee((classifier.load_classifier(path),))
-    return ClassifierModel(str(path), members, is_committee=False)
+    return ClassifierModel(path, members, is_committee=False)
   stored = files.read_object(path / run_dir.CONFIG, f'the model in {path}')
   kind = stored['kind'] if 'kind' in stored else None
   if kind == 'pretrain' or kind == run_dir.IMPORTED:
-    return LanguageModel(str(path))
+    return LanguageModel(path)
   if kind == committee.COMMITTEE_KIND:
-    return ClassifierModel(str(path), committee.load_committee(path), is_committee=True)
+    return ClassifierModel(path, committee.load_committee(path), is_committee=True)
   raise InputError(
     f'the model in {path}',
     f'a folder of kind {kind!r}',

@@ -301,7 +301,7 @@ def test_a_stored_recipe_path_is_not_executed(tiny_run, tmp_path, monkeypatch):
   changed_recipe = json.loads((tiny_run / run_dir.CONFIG).read_text()) | {'corpus': 'evil.py'}
   (tmp_path / 'run' / run_dir.CONFIG).write_text(json.dumps(changed_recipe))
   assert pretrained.load_config(tmp_path / 'run').corpus == 'evil.py'
-  assert inference.fill_mask(tmp_path / 'run', 'the <mask>', 1)
+  assert inference.LanguageModel(tmp_path / 'run').fill_mask('the <mask>', 1)
   (tmp_path / 'run' / run_dir.CONFIG).write_text(
     json.dumps(
       changed_recipe
@@ -318,7 +318,7 @@ def test_a_stored_recipe_path_is_not_executed(tiny_run, tmp_path, monkeypatch):
   )
   # refused by the shapes of the checkpoint, before an allocation of that size
   with pytest.raises(InputError):
-    inference.fill_mask(tmp_path / 'run', 'the <mask>', 1)
+    inference.LanguageModel(tmp_path / 'run').fill_mask('the <mask>', 1)
 
 
 def test_a_missing_module_names_the_cause(tmp_path, monkeypatch):

@@ -82,13 +82,13 @@ def write_table(folder: Path, *rows: dict) -> str:
 
 def test_guesses_are_sorted_by_probability_for_each_mask(model: LanguageModel, tiny_run: Path):
   text = 'the <mask> sleeps near the <mask> .'
-  guesses = inference.fill_mask(tiny_run, text, 4)
+  guesses = inference.LanguageModel(tiny_run).fill_mask(text, 4)
   assert [guess.hole for guess in guesses] == [1] * 4 + [2] * 4
   for mask_guesses in (guesses[:4], guesses[4:]):
     probabilities = [guess.probability for guess in mask_guesses]
     assert probabilities == sorted(probabilities, reverse=True) and 0 < sum(probabilities) < 1
     assert not {guess.piece for guess in mask_guesses} & set(tokenizer.SPECIAL_TOKENS)
-  assert inference.fill_mask(tiny_run, text.replace('the', 'THE'), 4) == guesses
+  assert inference.LanguageModel(tiny_run).fill_mask(text.replace('the', 'THE'), 4) == guesses
   for guess, expected in zip(model.fill_mask(text, best=4), guesses, strict=True):
     assert (guess.hole, guess.piece) == (expected.hole, expected.piece)
     assert guess.probability == pytest.approx(expected.probability)
@@ -110,7 +110,7 @@ def test_probabilities_equal_the_softmax_of_the_model(
   assert UNKNOWN_ID not in after_ids
   tokens = jnp.asarray([[BEGIN_ID, *before, MASK_ID, *after_ids, END_ID]])
   logits = model(tokens, jnp.ones_like(tokens, bool), jnp.asarray([[1 + len(before)]]))[0, 0]
-  for guess in inference.fill_mask(tiny_run, f'a dog <mask>{after}', 3):
+  for guess in inference.LanguageModel(tiny_run).fill_mask(f'a dog <mask>{after}', 3):
     expected = jax.nn.softmax(logits)[tiny_tokenizer.id(guess.piece)]
     np.testing.assert_allclose(guess.probability, expected, rtol=1e-5)
 
@@ -118,7 +118,7 @@ def test_probabilities_equal_the_softmax_of_the_model(
 def test_every_piece_of_the_tokenizer_is_a_guess(tiny_run: Path, tiny_tokenizer: Tokenizer):
   size = tiny_tokenizer.size
   assert pretrained.load_config(tiny_run).model.vocab_size > size  # with ids that are no pieces
-  guesses = inference.fill_mask(tiny_run, '<mask>', 10_000)
+  guesses = inference.LanguageModel(tiny_run).fill_mask('<mask>', 10_000)
   assert len({guess.piece for guess in guesses}) == len(guesses) == size - len(SPECIAL_TOKENS)
 
 
@@ -135,7 +135,7 @@ def test_an_invalid_text_or_number_of_guesses_is_refused(
   tiny_run: Path, text: str, best: int, match: str
 ):
   with pytest.raises(InputError, match=match):
-    inference.fill_mask(tiny_run, text, best)
+    inference.LanguageModel(tiny_run).fill_mask(text, best)
 
 
 def test_a_vector_is_the_mean_over_the_tokens_of_its_text(model: LanguageModel):

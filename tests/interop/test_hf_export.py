@@ -76,7 +76,7 @@ def test_an_exported_run_fills_masks_equally(
   ]
   pipeline = open_pipeline(tmp_path / 'out', 'fill-mask')
   scores = {guess['token_str']: guess['score'] for guess in pipeline('the Dog <mask> .', top_k=520)}
-  for guess in inference.fill_mask(tiny_run, 'the Dog <mask> .', 3):
+  for guess in inference.LanguageModel(tiny_run).fill_mask('the Dog <mask> .', 3):
     assert scores[guess.piece.replace('\u2581', '')] == pytest.approx(guess.probability, abs=1e-4)
   card = (tmp_path / 'out' / 'README.md').read_text()
   assert card.startswith('---\nlibrary_name: transformers\npipeline_tag: fill-mask\n')

@@ -187,7 +187,7 @@ def test_vectors_and_logits_equal_those_of_transformers(
   ) - (kind == 'electra' and ending == 'Model')
   if not head:
     with pytest.raises(InputError, match='BertForMaskedLM'):
-      inference.fill_mask(tmp_path / 'run', 'the <mask> .', 3)
+      inference.LanguageModel(tmp_path / 'run').fill_mask('the <mask> .', 3)
     return
   with torch.no_grad():
     outputs = hf_model(**{name: torch.from_numpy(value) for name, value in inputs.items()})
@@ -218,7 +218,7 @@ def test_masks_are_filled_as_in_transformers(transformers, library, tmp_path: pa
     ]
   order = pretrained.load_tokenizer(tmp_path / 'run')._processor.order
   expected = np.sort(probabilities.numpy()[:, order[5:]], axis=1)[:, ::-1][:, :3]
-  result = inference.fill_mask(tmp_path / 'run', text, 3)
+  result = inference.LanguageModel(tmp_path / 'run').fill_mask(text, 3)
   np.testing.assert_allclose([guess.probability for guess in result], expected.ravel(), atol=1e-5)
 
 

@@ -283,7 +283,7 @@ def test_a_member_is_extracted_fine_tuned_and_saved(
   population: pathlib.Path, tmp_path: pathlib.Path
 ):
   pretrained.extract_member(population, 1, tmp_path / 'one')
-  assert inference.fill_mask(tmp_path / 'one', 'the <mask> sleeps .', 2)
+  assert inference.LanguageModel(tmp_path / 'one').fill_mask('the <mask> sleeps .', 2)
   config = recipe.load('configs/glue.py:microworld/sentiment')
   config.task.update(max_train_examples=24, eval_per_label=8)
   config.update(seeds='0', epochs=1.0, batch_size=8, length=32, save_classifiers=True)

@@ -451,7 +451,7 @@ def test_every_command_reads_a_model_with_running_statistics(convolved_run: Path
   logged = json.loads((convolved_run / 'result.json').read_text())['test_loss']
   loss = evaluate.evaluate_loss(convolved_run, '', 'test')['loss']
   assert loss == pytest.approx(logged, rel=1e-4)
-  assert len(inference.fill_mask(convolved_run, 'the dog <mask> .', 2)) == 2
+  assert len(inference.LanguageModel(convolved_run).fill_mask('the dog <mask> .', 2)) == 2
   short, long = 'the dog sleeps .', 'the good dog sees a fox and a cow and a hen .'
   first, second, total = (
     likelihood.measure_pseudo_perplexity(convolved_run, text, 'original')['log_likelihood']

@@ -151,7 +151,7 @@ def test_an_extracted_member_is_a_finished_run(together, tiny_corpus, tmp_path):
   assert metrics['loss'] == pytest.approx(
     json.loads((together / run_dir.RESULT).read_text())['members'][2]['test_loss'], rel=1e-4
   )
-  assert inference.fill_mask(tmp_path, 'the dog <mask> .', 1)
+  assert inference.LanguageModel(tmp_path).fill_mask('the dog <mask> .', 1)
   with pytest.raises(InputError, match=f'extract-member --checkpoint={together}'):
     evaluate.evaluate_loss(together, '', 'test')
 
