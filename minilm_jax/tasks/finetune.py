@@ -230,7 +230,6 @@ def train_members(
 ) -> None:
   """Trains the remaining of `num_members` members in groups, and writes their scores."""
   data, stack = place_data(run.task_data, program), stack_encoders(run)
-  baselines = finetune_results.compute_baselines(run.task_data)
   total, started = num_members * program.updates, time.monotonic()
   done = total - len(remaining) * program.updates
 
@@ -260,7 +259,7 @@ def train_members(
           finetune_results.append_predictions(run.workdir, run.task_data, spec, results)
         if run.config.save_classifiers:
           save_member(run, stack, spec, results)
-        for line in finetune_results.make_score_lines(run.task_data, spec, results, baselines):
+        for line in finetune_results.make_score_lines(run.task_data, spec, results):
           run_dir.append_line(run.workdir / run_dir.SCORES, {**line, **run.score_fields})
 
 

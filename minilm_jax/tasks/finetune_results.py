@@ -150,16 +150,10 @@ def compute_baselines(data: TaskData) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def make_score_lines(
-  data: TaskData,
-  spec: MemberSpec,
-  results: Mapping[str, EpochResult],
-  baselines: Mapping[str, Mapping[str, dict[str, float]]],
+  data: TaskData, spec: MemberSpec, results: Mapping[str, EpochResult]
 ) -> Iterator[dict[str, Any]]:
-  """Yields a score line of a member for each epoch choice, reported split and metric.
-
-  Results are by epoch choice, and baselines as from `compute_baselines`.
-  """
-  task = data.task
+  """Yields a score line of a member for each epoch choice, reported split and metric."""
+  task, baselines = data.task, compute_baselines(data)
   for epoch_choice, result in results.items():
     for split in data.reported:
       outputs, labels = result.outputs[split], data.rows[split].labels

@@ -43,8 +43,7 @@ def make_score_lines(
     truncated=0,
     digests={},
   )
-  baselines = finetune_results.compute_baselines(data)
-  return list(finetune_results.make_score_lines(data, SPEC, results, baselines))
+  return list(finetune_results.make_score_lines(data, SPEC, results))
 
 
 @pytest.mark.parametrize('fraction, choices', [(0.1, ('best', 'last')), (0.0, ('last',))])
