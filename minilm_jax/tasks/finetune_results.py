@@ -128,36 +128,23 @@ def is_better(result: EpochResult, best: EpochResult | None) -> bool:
   return new > old
 
 
-def compute_baselines(data: TaskData) -> dict[str, dict[str, dict[str, float]]]:
-  """Returns the baselines 'majority' and 'frequency' of each reported split, by metric.
-
-  Both baselines use the labels of all training examples, including the validation part.
-  """
-  train_labels = np.concatenate(
-    [data.rows[part].labels for part in (TRAIN_SPLIT, VALIDATION_PART) if part in data.rows]
-  )
-  baselines = {
-    'majority': metrics.compute_majority_baseline,
-    'frequency': metrics.compute_frequency_baseline,
-  }
-  return {
-    split: {
-      name: compute(data.task, train_labels, data.rows[split].labels)
-      for name, compute in baselines.items()
-    }
-    for split in data.reported
-  }
-
-
 def make_score_lines(
   data: TaskData, spec: MemberSpec, results: Mapping[str, EpochResult]
 ) -> Iterator[dict[str, Any]]:
-  """Yields a score line of a member for each epoch choice, reported split and metric."""
-  task, baselines = data.task, compute_baselines(data)
+  """Yields a score line of a member for each epoch choice, reported split and metric.
+
+  Baselines use the labels of all training examples, including the validation part.
+  """
+  task = data.task
+  train_labels = np.concatenate(
+    [data.rows[part].labels for part in (TRAIN_SPLIT, VALIDATION_PART) if part in data.rows]
+  )
   for epoch_choice, result in results.items():
     for split in data.reported:
       outputs, labels = result.outputs[split], data.rows[split].labels
       predictions = decode_outputs(task, outputs)
+      majority = metrics.compute_majority_baseline(task, train_labels, labels)
+      frequency = metrics.compute_frequency_baseline(task, train_labels, labels)
       intervals, constant = dict.fromkeys(task.metrics, (math.nan, math.nan)), True
       if np.isfinite(outputs).all():
         intervals = metrics.compute_intervals(task.metrics, predictions, labels)
@@ -176,7 +163,8 @@ def make_score_lines(
           'epoch_choice': epoch_choice,
           'epoch': result.epoch,
           'validation_score': result.validation_score,
-          **{name: values[metric] for name, values in baselines[split].items()},
+          'majority': majority[metric],
+          'frequency': frequency[metric],
           'constant_prediction': constant,
         }
 
