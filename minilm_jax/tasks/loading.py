@@ -14,7 +14,7 @@ from etils import epath
 
 from minilm_jax.core.config import TaskConfig
 from minilm_jax.core.errors import InputError, suggest_name
-from minilm_jax.data import documents, microworld, normalization, readers, tfds
+from minilm_jax.data import microworld, normalization, readers, tfds
 from minilm_jax.tasks import task_files
 from minilm_jax.tasks.task import Task
 
