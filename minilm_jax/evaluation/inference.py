@@ -266,15 +266,15 @@ def predict(
 
 
 def _parse_row(text: str, text_pair: str, card: Card) -> tuple[str, ...]:
-  if card.concatenate_fields and text_pair:
-    return (' '.join(part for part in (text, text_pair) if part),)
-  if bool(text_pair.strip()) != card.reads_pairs:
+  if bool(text_pair.strip()) != card.reads_pairs and not card.concatenate_fields:
     raise InputError(
       'minilm predict',
       _describe_fields(card),
       'give --text and --text_pair' if card.reads_pairs else 'remove --text_pair',
     )
-  return (text, text_pair) if card.reads_pairs else (f'{text} {text_pair}' if text_pair else text,)
+  if card.reads_pairs:
+    return text, text_pair
+  return (f'{text} {text_pair}' if text_pair else text,)
 
 
 def _describe_fields(card: Card) -> str:
