@@ -21,8 +21,8 @@ from minilm_jax.tasks import suite
 from minilm_jax.training import masking, population, pretrained, sharding
 
 ATTENTION_KIND = 'attention'
-MAX_DISTANCE = 3  # positions on each side that are listed separately
-PARTS = (*map(str, range(-MAX_DISTANCE, MAX_DISTANCE + 1)), 'ends', 'elsewhere')
+_MAX_DISTANCE = 3  # positions on each side that are listed separately
+PARTS = (*map(str, range(-_MAX_DISTANCE, _MAX_DISTANCE + 1)), 'ends', 'elsewhere')
 QUERIES = ('all', 'masked')
 _ROWS_PER_BATCH = 16  # the attention weights of a layer take a few MB
 
@@ -124,8 +124,8 @@ def sum_attention(encoder: Encoder, corpus: Corpus) -> dict[str, Array]:
     kinds = jnp.stack([masked.mask & ~ends, tokens == MASK_ID], axis=-1)
     queries = kinds & (row < corpus.rows)[:, None, None]
     far_part = jnp.where(ends, ends_part, elsewhere_part)[:, None]
-    near = (jnp.abs(distance) <= MAX_DISTANCE)[None]
-    part = jax.nn.one_hot(jnp.where(near, distance[None] + MAX_DISTANCE, far_part), len(PARTS))
+    near = (jnp.abs(distance) <= _MAX_DISTANCE)[None]
+    part = jax.nn.one_hot(jnp.where(near, distance[None] + _MAX_DISTANCE, far_part), len(PARTS))
     layers = encoder.attention_weights(tokens, masked.mask)
     by_position = [jnp.einsum('BHLM,BLMp->BHLp', weights, part) for weights in layers]
     counted = queries.astype(jnp.float32)

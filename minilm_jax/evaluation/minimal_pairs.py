@@ -30,7 +30,7 @@ from minilm_jax.evaluation.ngrams import UNPREDICTED_IDS
 from minilm_jax.tasks import metrics
 from minilm_jax.training import pretrained
 
-ALL_PARADIGMS = 'all'  # the mean over all paradigms; not allowed as the name of a phenomenon
+_ALL_PARADIGMS = 'all'  # the mean over all paradigms; not allowed as the name of a phenomenon
 _SENTENCE_COLUMNS = ('sentence_good', 'sentence_bad')
 # The first column that a row has is used.
 _PARADIGM_COLUMNS = ('paradigm', 'UID')
@@ -115,7 +115,7 @@ def _parse_pairs(table: str, rows: Iterator[dict[str, Any]]) -> Iterator[Minimal
         f'the character U+{ord(match[0]):04X}, which is not text',
         'change the name',
       )
-    if phenomenon == ALL_PARADIGMS:
+    if phenomenon == _ALL_PARADIGMS:
       raise InputError(
         where,
         f'the phenomenon {phenomenon!r}, a name reserved for the mean over paradigms',
@@ -206,7 +206,7 @@ def summarize_pairs(
   for (phenomenon, _), group in members.items():
     phenomena[phenomenon].append(group)
   return {
-    ALL_PARADIGMS: summarize(list(members.values())),
+    _ALL_PARADIGMS: summarize(list(members.values())),
     'phenomena': [{'phenomenon': name, **summarize(phenomena[name])} for name in phenomena],
     'paradigms': [
       {'paradigm': paradigm, 'phenomenon': phenomenon, **summarize([group])}
@@ -370,7 +370,7 @@ def make_score_lines(result: dict[str, Any]) -> list[dict[str, Any]]:
       'metric': 'accuracy',
       'split': split,
       **{name: line[name] for name in ('value', 'low', 'high')},
-      'headline': split == ALL_PARADIGMS,
+      'headline': split == _ALL_PARADIGMS,
       'examples': line['pairs'],
       'train_examples': 0,
       'held_out': 0,
@@ -393,7 +393,7 @@ def make_score_lines(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _list_summaries(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
   phenomena = {line['phenomenon']: line for line in result['phenomena']}
-  return phenomena | {ALL_PARADIGMS: result[ALL_PARADIGMS]}
+  return phenomena | {_ALL_PARADIGMS: result[_ALL_PARADIGMS]}
 
 
 def make_pair_tables(result: dict[str, Any]) -> list[rich_table.Table]:
@@ -405,7 +405,7 @@ def make_pair_tables(result: dict[str, Any]) -> list[rich_table.Table]:
   for heading in ('pairs', 'accuracy', '95%', 'ties', 'frequency'):
     table.add_column(heading, justify='right', no_wrap=True, overflow='fold')
   for name, line in _list_summaries(result).items():
-    if name == ALL_PARADIGMS:
+    if name == _ALL_PARADIGMS:
       table.add_section()
     value, low, high, ties = (
       f'{100 * line[field]:.1f}' for field in ('value', 'low', 'high', 'ties')

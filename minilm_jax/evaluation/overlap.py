@@ -51,7 +51,7 @@ from minilm_jax.data.tokenizer import PAD_ID, SPECIAL_TOKENS, UNKNOWN_ID, Tokeni
 from minilm_jax.tasks import metrics
 from minilm_jax.tasks.examples import Examples, complete_task, list_splits, read_examples
 
-THRESHOLDS = (1, 10, 100)  # m
+_THRESHOLDS = (1, 10, 100)  # m
 HEADLINE_MEASURE = ('words', 'token overlap', 1)
 _IN_NATS = ('cross-entropy', 'divergence')
 TypeCounts = Any  # counts of T types in n examples, a `sparse.coo_array` [n T]
@@ -242,7 +242,7 @@ def _measure_types(
         ('type overlap', _compute_type_share),
         ('token overlap', _compute_mean),
       )
-      for m in THRESHOLDS
+      for m in _THRESHOLDS
     ),
     _make_measure(unit, 'Jaccard', 1, _compute_jaccard(texts, corpus_counts > 0, corpus_types)),
   ]

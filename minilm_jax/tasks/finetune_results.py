@@ -22,7 +22,7 @@ from minilm_jax.tasks.metrics import BEST_EPOCH, LAST_EPOCH
 from minilm_jax.tasks.task import REGRESSION, Task
 from minilm_jax.tasks.task_data import TRAIN_SPLIT, VALIDATION_PART, TaskData
 
-SUBMISSION_DIR = 'submission'  # folder of the files for the GLUE server
+_SUBMISSION_DIR = 'submission'  # folder of the files for the GLUE server
 _SUMMARY_KEYS = (
   'pretrained',
   'checkpoint_step',
@@ -282,7 +282,7 @@ def write_submission(
     for line in run_dir.read_lines(workdir / run_dir.PREDICTIONS)
     if line['member'] == chosen['member'] and line['epoch_choice'] == epoch_choice
   }
-  folder = workdir / SUBMISSION_DIR
+  folder = workdir / _SUBMISSION_DIR
   folder.mkdir(exist_ok=True)
   for split, task in data.unlabelled.items():
     files.write_bytes(

@@ -29,7 +29,7 @@ from minilm_jax.tasks.task_data import TaskData
 from minilm_jax.training import population
 
 STATE_FILE = '.finetune_state.npz'
-EXAMPLES_FILE = 'examples.json'  # labels, and checksums of the examples of each split
+_EXAMPLES_FILE = 'examples.json'  # labels, and checksums of the examples of each split
 _EXAMPLES_SCHEMA = {'labels': [TEXT], 'sha256': {}}
 SAVE_SECONDS = 60.0  # between two saves
 _RECORD_ARRAY = 'said'  # the JSON record; names in the file are those of earlier versions
@@ -63,7 +63,7 @@ def check_examples(workdir: epath.Path, data: TaskData, is_finished: bool) -> li
   Raises:
     InputError: The examples of an unfinished run differ, or the file of checksums is damaged.
   """
-  path = workdir / EXAMPLES_FILE
+  path = workdir / _EXAMPLES_FILE
   is_started = old_names.find_file(workdir / STATE_FILE).exists() or any(
     run_dir.read_lines(workdir / run_dir.SCORES)
   )

@@ -20,8 +20,8 @@ from minilm_jax.tasks.task import REGRESSION, Task
 
 CONFIDENCE = 0.95
 BEST_EPOCH, LAST_EPOCH = 'best', 'last'  # epochs of reported scores; best on held-out examples
-POWER = 0.8  # of a test, for the smallest detectable effect
-NUM_BINS = 15  # of the calibration error
+_POWER = 0.8  # of a test, for the smallest detectable effect
+_NUM_BINS = 15  # of the calibration error
 _NUM_BOOTSTRAP = 2000  # samples; fewer samples would change the second digit of an interval
 _BOOTSTRAP_SEED = 0
 _MIN_PROBABILITY = 1e-12  # bounds the loss of an underflowed probability to 27.6 nats
@@ -64,8 +64,8 @@ def score_probabilities(
     )
   of_label = np.take_along_axis(probabilities, labels[:, None].astype(np.int64), axis=-1)[:, 0]
   confidence, correct = probabilities.max(-1), probabilities.argmax(-1) == labels
-  bin_indices = np.clip(np.ceil(confidence * NUM_BINS).astype(int) - 1, 0, NUM_BINS - 1)
-  gaps = np.bincount(bin_indices, weights=correct - confidence, minlength=NUM_BINS)
+  bin_indices = np.clip(np.ceil(confidence * _NUM_BINS).astype(int) - 1, 0, _NUM_BINS - 1)
+  gaps = np.bincount(bin_indices, weights=correct - confidence, minlength=_NUM_BINS)
   return {
     'negative log-likelihood': float(-np.log(np.maximum(of_label, _MIN_PROBABILITY)).mean()),
     'calibration error': float(np.abs(gaps).sum() / len(labels)),
@@ -326,7 +326,7 @@ def smallest_detectable_effect(values: Sequence[float]) -> float:
   n = len(values)
   if n < 2:
     return math.nan
-  quantiles = stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], n - 1)
+  quantiles = stats.t.ppf([(1 + CONFIDENCE) / 2, _POWER], n - 1)
   return float(quantiles.sum() * np.std(values, ddof=1) / np.sqrt(n))
 
 
