@@ -161,13 +161,6 @@ def wilson_interval(share: float, n: float) -> tuple[float, float]:
   return min(share, max(0.0, low)), max(share, min(1.0, high))
 
 
-def award_points(
-  good: Float32[np.ndarray, 'N'], bad: Float32[np.ndarray, 'N']
-) -> Float[np.ndarray, 'N']:
-  """Returns 1 for a higher score of the good sentence, 1/2 for a tie, else 0."""
-  return np.where(good == bad, 0.5, (good > bad).astype(np.float64))
-
-
 def summarize_pairs(
   pairs: Sequence[MinimalPair],
   points: Float[np.ndarray, 'N'],
@@ -229,13 +222,15 @@ def compare_pairs(
     unigrams: Log-probability of each piece; None omits the baseline.
   """
 
-  def split_points(scores: Float32[np.ndarray, 'M']) -> Float[np.ndarray, 'N']:
-    return award_points(scores[: len(pairs)], scores[len(pairs) :])
+  def award_points(scores: Float32[np.ndarray, 'M']) -> Float[np.ndarray, 'N']:
+    """Returns 1 for a higher score of the good sentence, 1/2 for a tie, else 0."""
+    good, bad = np.split(scores.astype(np.float64), 2)
+    return np.heaviside(good - bad, 0.5)
 
-  points, frequency_points = split_points(score(sentences)), None
+  points, frequency_points = award_points(score(sentences)), None
   if unigrams is not None:
     sums = [math.fsum(unigrams[list(ids)].tolist()) for ids in sentences]
-    frequency_points = split_points(np.array(sums, np.float32))
+    frequency_points = award_points(np.array(sums, np.float32))
   tokens, unknown = likelihood.count_tokens(sentences)
   halves = zip(sentences[: len(pairs)], sentences[len(pairs) :], strict=True)
   return {

@@ -85,7 +85,11 @@ def test_accuracies_are_means_over_paradigms():
 
 def test_ties_are_equal_in_float32():
   good, bad = np.array([1, 1, 1], np.float32), np.array([1 + 1e-9, 1 + 1e-6, 1 - 1e-6], np.float32)
-  assert minimal_pairs.award_points(good, bad).tolist() == [0.5, 0, 1]
+  pairs = [MinimalPair('', '', str(number), 'x') for number in range(3)]
+  result = minimal_pairs.compare_pairs(
+    pairs, [[5]] * 6, lambda sentences: np.concatenate([good, bad]), None
+  )
+  assert [line['value'] for line in result['paradigms']] == [0.5, 0, 1]
 
 
 @pytest.mark.parametrize('correct, n', [(0, 10), (7, 10), (530, 1000), (1000, 1000)])
