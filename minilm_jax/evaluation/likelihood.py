@@ -52,12 +52,21 @@ _WORD_ROWS_PER_DEVICE, _POSITIONS_PER_ROW = 32, 24  # of one call
 RowScorer = Callable[[MaskedLanguageModel, Any], Float[Array, 'N *K']]
 
 
+def check_variant(variant: str) -> None:
+  """Raises InputError for a name that is not in `PLL_VARIANTS`."""
+  if variant not in PLL_VARIANTS:
+    raise InputError(
+      f'--pll_variant={variant}', 'no such variant', suggest_name(variant, PLL_VARIANTS)
+    )
+
+
 def measure_pseudo_perplexity(source: epath.PathLike, text: str, variant: str) -> dict[str, Any]:
   """Returns exp(-PLL / tokens) of the lines of a text, by the latest checkpoint of a run.
 
   Raises:
     InputError: The variant is unknown, the text is empty, or a line exceeds the model's length.
   """
+  check_variant(variant)
   if not text.strip():
     raise InputError(
       'the likelihood of a text', 'an empty text', "give words, as in --text='the dog sleeps .'"
@@ -136,10 +145,7 @@ def compute_pseudo_log_likelihoods(
   Raises:
     InputError: The variant is unknown, or a score is not finite.
   """
-  if variant not in PLL_VARIANTS:
-    raise InputError(
-      f'--pll_variant={variant}', 'no such variant', suggest_name(variant, PLL_VARIANTS)
-    )
+  check_variant(variant)
   index = {sentence: i for i, sentence in enumerate(dict.fromkeys(map(tuple, sentences)))}
   distinct, scores, num_scored = list(index), np.zeros(len(index), np.float32), 0
   buckets: dict[int, list[int]] = {}

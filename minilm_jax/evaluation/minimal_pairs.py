@@ -282,6 +282,7 @@ def evaluate_pairs(
     LockedError: Another process uses the work directory.
     InputError: Pairs, run or corpus are invalid, or a sentence exceeds the model's length.
   """
+  likelihood.check_variant(variant)
   source = epath.Path(source)
   (task, pairs), run = read_pairs(pair_source), pretrained.load(source)
   sentences = likelihood.encode_sentences(

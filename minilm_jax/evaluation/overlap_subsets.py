@@ -28,7 +28,7 @@ from rich import table as rich_table
 from minilm_jax.core import files, lock, progress, recipe, run_dir
 from minilm_jax.core.config import FinetuneConfig, SubsetConfig
 from minilm_jax.core.corpus_config import PAD_ID, SPECIAL_TOKENS, SPLITS
-from minilm_jax.core.errors import InputError
+from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data import build, packing
 from minilm_jax.data.corpus import (
   TRAIN_SPLIT,
@@ -41,6 +41,8 @@ from minilm_jax.data.corpus import (
 from minilm_jax.evaluation import overlap
 from minilm_jax.evaluation.overlap import Measure
 from minilm_jax.tasks.examples import complete_task, read_examples
+
+SELECTIONS = ('overlap', 'likelihood', 'random')
 
 
 def write_overlap_subsets(
@@ -60,7 +62,7 @@ def write_overlap_subsets(
     folder: Full corpus.
     config: Recipe of the task, of which the training examples for fine-tuning are used.
     workdir: Directory of all parts.
-    by: 'overlap', 'likelihood' or 'random'.
+    by: One of `SELECTIONS`.
     num_parts: Number of parts, at least 2.
     tokens: Number of tokens of each part; 0 is the size of the smallest part.
     shuffle_seed: Seed of the fixed random order.
@@ -69,9 +71,15 @@ def write_overlap_subsets(
     Folder, rows, tokens, scores and overlap of each part.
 
   Raises:
-    InputError: The number of parts or tokens is impossible, the task has no text, or the corpus is
-      invalid.
+    InputError: The selection is unknown, the number of parts or tokens is impossible, the task has
+      no text, or the corpus is invalid.
   """
+  if by not in SELECTIONS:
+    raise InputError(
+      f'--select_by={by}',
+      'no such selection',
+      f'{suggest_name(by, SELECTIONS)} (selections: {", ".join(SELECTIONS)})',
+    )
   if num_parts < 2:
     raise InputError(
       f'--num_parts={num_parts}',

@@ -73,7 +73,7 @@ def test_impossible_parts_are_refused(parts: int, tokens: int):
     overlap_subsets.cut_by_tokens(np.arange(100.0), np.full(100, 10), parts, tokens, 0)
 
 
-@pytest.mark.parametrize('by', ['overlap', 'likelihood', 'random'])
+@pytest.mark.parametrize('by', overlap_subsets.SELECTIONS)
 def test_pretraining_accepts_every_part_as_a_corpus(
   by: str, tiny_corpus: pathlib.Path, examples: str, tmp_path: pathlib.Path
 ):
