@@ -74,18 +74,7 @@ def write_overlap_subsets(
     InputError: The selection is unknown, the number of parts or tokens is impossible, the task has
       no text, or the corpus is invalid.
   """
-  if by not in SELECTIONS:
-    raise InputError(
-      f'--select_by={by}',
-      'no such selection',
-      f'{suggest_name(by, SELECTIONS)} (selections: {", ".join(SELECTIONS)})',
-    )
-  if num_parts < 2:
-    raise InputError(
-      f'--num_parts={num_parts}',
-      'fewer than 2 parts',
-      'give at least 2 parts, or set subset.rows for a random subset',
-    )
+  _check_selection(by, num_parts)
   manifest = read_manifest(folder)
   check_subset(SubsetConfig(0, tokens, shuffle_seed), manifest, folder)
   task = complete_task(config.task)
@@ -126,6 +115,21 @@ def write_overlap_subsets(
     size = {'rows': len(rows), 'tokens': int(lengths[rows].sum())}
     parts.append({'folder': str(path), **size, **description})
   return parts
+
+
+def _check_selection(by: str, num_parts: int) -> None:
+  if by not in SELECTIONS:
+    raise InputError(
+      f'--select_by={by}',
+      'no such selection',
+      f'{suggest_name(by, SELECTIONS)} (selections: {", ".join(SELECTIONS)})',
+    )
+  if num_parts < 2:
+    raise InputError(
+      f'--num_parts={num_parts}',
+      'fewer than 2 parts',
+      'give at least 2 parts, or set subset.rows for a random subset',
+    )
 
 
 def _describe_overlap(measures: Sequence[Measure]) -> dict[str, Any]:
