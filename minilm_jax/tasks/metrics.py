@@ -20,7 +20,7 @@ from minilm_jax.tasks.task import REGRESSION, Task
 
 CONFIDENCE = 0.95
 BEST_EPOCH, LAST_EPOCH = 'best', 'last'  # epochs of reported scores; best on held-out examples
-_POWER = 0.8  # of a test, for the smallest detectable effect
+POWER = 0.8  # of a test, for the smallest detectable effect
 _NUM_BINS = 15  # of the calibration error
 _NUM_BOOTSTRAP = 2000  # samples; fewer samples would change the second digit of an interval
 _BOOTSTRAP_SEED = 0
@@ -326,7 +326,7 @@ def smallest_detectable_effect(values: Sequence[float]) -> float:
   n = len(values)
   if n < 2:
     return math.nan
-  quantiles = stats.t.ppf([(1 + CONFIDENCE) / 2, _POWER], n - 1)
+  quantiles = stats.t.ppf([(1 + CONFIDENCE) / 2, POWER], n - 1)
   return float(quantiles.sum() * np.std(values, ddof=1) / np.sqrt(n))
 
 
