@@ -12,7 +12,8 @@ The plateau is a phase early in training with a nearly constant loss before a st
 """
 
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -59,15 +60,15 @@ def find_percentile_frontier(curves: Sequence[LossCurve], count: str = HONEY) ->
   Raises:
     InputError: there are no evaluations, or a curve lacks the count.
   """
-  pool = _pool_evaluations(curves, count)
-  percentiles = np.percentile(pool.flops, np.arange(0, 101, 5))
+  evaluations, flops, loss = _pool_evaluations(curves, count)
+  percentiles = np.percentile(flops, np.arange(0, 101, 5))
   p0, p5, p10 = percentiles[:3]
   parts = [np.linspace(0, p0, 11), np.linspace(p0, p5, 11), np.linspace(p5, p10, 6)]
   edges = np.unique(np.concatenate([*parts, percentiles[2:]]))
-  bins = np.digitize(pool.flops, edges, right=True)
-  order = np.lexsort((pool.flops, pool.loss, bins))
+  bins = np.digitize(flops, edges, right=True)
+  order = np.lexsort((flops, loss, bins))
   first = np.flatnonzero(np.diff(bins[order], prepend=-1))
-  return pool.make_points(order[first])
+  return [make_point(*evaluations[index], count) for index in order[first]]
 
 
 def find_lower_envelope(curves: Sequence[LossCurve], count: str = HONEY) -> list[Point]:
@@ -79,18 +80,17 @@ def find_lower_envelope(curves: Sequence[LossCurve], count: str = HONEY) -> list
   Raises:
     InputError: there are no evaluations, or a curve lacks the count.
   """
-  pool = _pool_evaluations(curves, count)
-  order = np.lexsort((pool.loss, pool.flops))
-  best = np.minimum.accumulate(pool.loss[order])
-  is_record = np.concatenate([[True], pool.loss[order][1:] < best[:-1]])
-  return pool.make_points(order[is_record])
+  evaluations, flops, loss = _pool_evaluations(curves, count)
+  order = np.lexsort((loss, flops))
+  best = np.minimum.accumulate(loss[order])
+  is_record = np.concatenate([[True], loss[order][1:] < best[:-1]])
+  return [make_point(*evaluations[index], count) for index in order[is_record]]
 
 
 def to_arrays(points: Sequence[Point]) -> tuple[Float[np.ndarray, 'N'], Float[np.ndarray, 'N']]:
   """Returns the FLOPs and the losses of points."""
-  return np.array([point.flops for point in points], float), np.array(
-    [point.loss for point in points], float
-  )
+  flops, loss = ([getattr(point, field) for point in points] for field in ('flops', 'loss'))
+  return np.array(flops, float), np.array(loss, float)
 
 
 def make_point(curve: LossCurve, index: int, count: str) -> Point:
@@ -99,27 +99,10 @@ def make_point(curve: LossCurve, index: int, count: str) -> Point:
   return Point(float(flops), curve.loss[index], curve.name, float(tokens), curve.parameters)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pool:
-  """Evaluations of several curves: FLOPs, loss, index of the curve, index in the curve."""
-
-  curves: Sequence[LossCurve]
-  count: str
-  flops: np.ndarray
-  loss: np.ndarray
-  curve_index: np.ndarray
-  index: np.ndarray
-
-  def make_points(self, positions: np.ndarray) -> list[Point]:
-    return [
-      make_point(
-        self.curves[int(self.curve_index[position])], int(self.index[position]), self.count
-      )
-      for position in positions
-    ]
-
-
-def _pool_evaluations(curves: Sequence[LossCurve], count: str) -> _Pool:
+def _pool_evaluations(
+  curves: Sequence[LossCurve], count: str
+) -> tuple[list[tuple[LossCurve, int]], Float[np.ndarray, 'N'], Float[np.ndarray, 'N']]:
+  """Returns the evaluations of all curves, as curve and index, with their FLOPs and losses."""
   without_count = [curve.name for curve in curves if count not in curve.flops_per_row]
   if without_count:
     raise InputError(
@@ -128,18 +111,16 @@ def _pool_evaluations(curves: Sequence[LossCurve], count: str) -> _Pool:
       'choose a count of FLOPs that every run has',
     )
   flops = np.concatenate([np.zeros(0), *(curve.flops(count) for curve in curves)])
-  paid = np.flatnonzero(flops > 0)
-  if not len(paid):
+  is_paid = flops > 0
+  if not is_paid.any():
     raise InputError(
       'a frontier',
       f'{len(curves)} runs without an evaluation after the first update',
       'give runs with evaluations',
     )
-  lengths = [len(curve.loss) for curve in curves]
   loss = np.concatenate([np.asarray(curve.loss, float) for curve in curves])
-  index = np.concatenate([np.arange(length) for length in lengths])
-  curve_index = np.repeat(np.arange(len(curves)), lengths)
-  return _Pool(curves, count, flops[paid], loss[paid], curve_index[paid], index[paid])
+  evaluations = [(curve, index) for curve in curves for index in range(len(curve.loss))]
+  return list(itertools.compress(evaluations, is_paid)), flops[is_paid], loss[is_paid]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,19 +149,17 @@ class Plateau:
   warmup_flops: float | None
 
 
-def find_plateau(
-  curve: LossCurve, level: float | None = None, count: str = HONEY
-) -> Plateau | None:
+SweepRun = tuple[LossCurve, Plateau | None]  # None for a run without a plateau
+
+
+def find_plateau(curve: LossCurve, level: float | None, count: str = HONEY) -> Plateau | None:
   """Returns the plateau of one run; None without a plateau.
 
   Args:
-    level: loss of the plateau, of `find_plateau_level`. By default the level is estimated from this
-      curve, which must have evaluations on and after the plateau.
+    level: loss of the plateau, of `find_plateau_level`.
   """
   if level is None:
-    level = _find_level(curve)
-    if level is None:
-      return None
+    return None
   loss = np.asarray(curve.loss, float)
   reached = np.flatnonzero(loss <= _ENTRY_FACTOR * level)
   if not len(reached):
@@ -217,15 +196,13 @@ def find_plateau_level(curves: Sequence[LossCurve]) -> float | None:
   return median if agree else None
 
 
-def drop_plateau(
-  curves: Sequence[LossCurve], plateaus: Sequence[Plateau | None]
-) -> list[LossCurve]:
+def drop_plateau(runs: Iterable[SweepRun]) -> list[LossCurve]:
   """Returns the parts of curves after the plateau, without runs that never left the plateau.
 
   Curves without a plateau stay unchanged.
   """
   after = []
-  for curve, plateau in zip(curves, plateaus, strict=True):
+  for curve, plateau in runs:
     if plateau is None:
       after.append(curve)
     elif plateau.exit is not None:

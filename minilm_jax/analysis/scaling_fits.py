@@ -1,13 +1,14 @@
 """Fits the laws of a scaling study to points of a sweep, with bootstrap intervals over runs."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
 
 from minilm_jax.analysis import frontier
-from minilm_jax.analysis.frontier import Plateau, Point
+from minilm_jax.analysis.frontier import Point, SweepRun
 from minilm_jax.analysis.laws import broken_laws, power_laws
 from minilm_jax.analysis.laws.power_laws import Fit
 from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, KAPLAN, LossCurve
@@ -23,6 +24,7 @@ FRONTIER, ENVELOPE, WITHOUT_PLATEAU, ENDS = (
 )
 EVALUATIONS = 'evaluations after the plateau'
 _MIN_SHARE_OF_DRAWS = 0.5  # of the draws must define a constant for its interval
+_MAIN_FORMS = (power_laws.fit_log_power, power_laws.fit_offset_power, broken_laws.fit_two_piece)
 _FORMS = {
   FRONTIER: (
     power_laws.fit_log_power,
@@ -32,22 +34,19 @@ _FORMS = {
     broken_laws.fit_joined,
     broken_laws.fit_smooth_break,
   ),
-  ENVELOPE: (power_laws.fit_log_power, power_laws.fit_offset_power, broken_laws.fit_two_piece),
-  WITHOUT_PLATEAU: (
-    power_laws.fit_log_power,
-    power_laws.fit_offset_power,
-    broken_laws.fit_two_piece,
-  ),
+  ENVELOPE: _MAIN_FORMS,
+  WITHOUT_PLATEAU: _MAIN_FORMS,
 }
+K = TypeVar('K', bound=Hashable)
 T = TypeVar('T')
 
 
 def bootstrap(
   runs: Sequence[T],
-  statistic: Callable[[list[T]], Mapping[str, float]],
+  statistic: Callable[[list[T]], Mapping[K, float]],
   draws: int = 1000,
   seed: int = 0,
-) -> dict[str, list[float]]:
+) -> dict[K, list[float]]:
   """Returns the numbers of a statistic in draws of runs with replacement.
 
   Args:
@@ -66,7 +65,7 @@ def bootstrap(
       f'{draws} draws of runs', f'{len(runs)} runs', 'give at least 2 runs and 1 draw'
     )
   random = np.random.default_rng(seed)
-  drawn_values: dict[str, list[float]] = {}
+  drawn_values: dict[K, list[float]] = {}
   reason = ''
   for _ in range(draws):
     drawn = random.integers(len(runs), size=len(runs))
@@ -88,20 +87,15 @@ def bootstrap(
 
 
 @dataclasses.dataclass(frozen=True)
-class SweepRun:
-  """A loss curve with its plateau, which is None without a plateau."""
-
-  curve: LossCurve
-  plateau: Plateau | None
-
-
-@dataclasses.dataclass(frozen=True)
 class Law:
   """A form that is fitted to points of one kind, by one count of FLOPs."""
 
   source: str
   count: str
   fit: Callable[[list[Point]], Fit]
+
+
+Fits = dict[Law | str, Fit]  # `EVALUATIONS` is the law over parameters and tokens
 
 
 def list_laws(curves: Sequence[LossCurve], splits: Sequence[float]) -> list[Law]:
@@ -135,22 +129,22 @@ def select_points(kind: str, runs: Sequence[SweepRun], count: str) -> list[Point
   Raises:
     InputError: there are no such points.
   """
-  curves, plateaus = [run.curve for run in runs], [run.plateau for run in runs]
+  curves = [curve for curve, _ in runs]
   if kind == FRONTIER:
     return frontier.find_percentile_frontier(curves, count)
   if kind == ENVELOPE:
     return frontier.find_lower_envelope(curves, count)
-  if not any(plateaus):
+  if not any(plateau for _, plateau in runs):
     raise InputError(
       'the frontier without the plateau', 'no run with a plateau', 'use the frontier of all runs'
     )
-  return frontier.find_percentile_frontier(frontier.drop_plateau(curves, plateaus), count)
+  return frontier.find_percentile_frontier(frontier.drop_plateau(runs), count)
 
 
-def fit_all(runs: Sequence[SweepRun], laws: Sequence[Law]) -> tuple[list[Fit | None], list[str]]:
-  """Returns the fit of every law, or None with a reason in the second list."""
+def fit_all(runs: Sequence[SweepRun], laws: Sequence[Law]) -> tuple[Fits, list[str]]:
+  """Returns the fits by law, and the reasons for laws without a fit."""
   points: dict[tuple[str, str], list[Point]] = {}
-  fits: list[Fit | None] = []
+  fits: Fits = {}
   reasons: list[str] = []
   for law in laws:
     key, suffix = (law.source, law.count), ''
@@ -158,43 +152,31 @@ def fit_all(runs: Sequence[SweepRun], laws: Sequence[Law]) -> tuple[list[Fit | N
       if key not in points:
         points[key] = select_points(law.source, runs, law.count)
       suffix = f' ({law.source})'
-      fits.append(dataclasses.replace(law.fit(points[key]), count=law.count))
+      fits[law] = dataclasses.replace(law.fit(points[key]), count=law.count)
     except InputError as error:
-      fits.append(None)
       reasons.append(f'{error.asked}: {error.found}{suffix}')
   return fits, list(dict.fromkeys(reasons))
 
 
-def add_intervals(
-  runs: Sequence[SweepRun],
-  laws: Sequence[Law],
-  fits: Sequence[Fit | None],
-  surface: Fit | None,
-  draws: int,
-) -> tuple[list[Fit], list[str]]:
+def add_intervals(runs: Sequence[SweepRun], fits: Fits, draws: int) -> tuple[list[Fit], list[str]]:
   """Returns the fits with intervals over draws of runs, and the reasons for missing intervals.
 
   Args:
-    fits: result of `fit_all`; None is left out.
-    surface: law over parameters and tokens, of `fit_evaluations`.
+    fits: results of `fit_all`, and of `fit_evaluations` by `EVALUATIONS`.
     draws: number of draws; 0 gives no intervals.
   """
-  fitted = [fit for fit in (*fits, surface) if fit is not None]
+  fitted = list(fits.values())
   if draws < 1 or not fitted:
     return fitted, ['intervals: the number of draws is 0'] if fitted else []
-  fitted_laws = [law for law, fit in zip(laws, fits, strict=True) if fit is not None]
+  laws = [law for law in fits if isinstance(law, Law)]
 
-  def draw_constants(drawn: list[SweepRun]) -> dict[str, float]:
-    drawn_fits = fit_all(drawn, fitted_laws)[0]
-    try:
-      drawn_fits.append(surface and fit_evaluations(drawn, surface))
-    except InputError:
-      drawn_fits.append(None)
+  def draw_constants(drawn: list[SweepRun]) -> dict[tuple[Law | str, str], float]:
+    drawn_fits, _ = fit_all(drawn, laws)
+    if EVALUATIONS in fits:
+      with contextlib.suppress(InputError):
+        drawn_fits[EVALUATIONS] = fit_evaluations(drawn, fits[EVALUATIONS])
     return {
-      f'{index} {key}': value
-      for index, fit in enumerate(drawn_fits)
-      if fit is not None
-      for key, value in fit.constants.items()
+      (law, key): value for law, fit in drawn_fits.items() for key, value in fit.constants.items()
     }
 
   try:
@@ -202,12 +184,12 @@ def add_intervals(
   except InputError as error:
     return fitted, [f'intervals: {error.found}']
   with_intervals, reasons = [], []
-  for index, fit in enumerate(fitted):
-    constant_intervals = {}
-    for key in fit.constants:
-      values = drawn_values.get(f'{index} {key}', [])
-      if len(values) >= _MIN_SHARE_OF_DRAWS * draws:
-        constant_intervals[key] = percentile_interval(values)
+  for law, fit in fits.items():
+    constant_intervals = {
+      key: percentile_interval(drawn_values[law, key])
+      for key in fit.constants
+      if len(drawn_values.get((law, key), ())) >= _MIN_SHARE_OF_DRAWS * draws
+    }
     if len(constant_intervals) < len(fit.constants):
       reasons.append(f'intervals of {fit.name}, {fit.form}: most draws have too few points')
     with_intervals.append(dataclasses.replace(fit, intervals=constant_intervals))
@@ -223,16 +205,11 @@ def fit_evaluations(runs: Sequence[SweepRun], start: Fit | None = None) -> Fit:
   Raises:
     InputError: there are too few evaluations.
   """
-  curves = frontier.drop_plateau([run.curve for run in runs], [run.plateau for run in runs])
-  parameters, tokens, loss, flops = (
-    np.concatenate([np.zeros(0), *rows])
-    for rows in (
-      [np.full(len(curve.loss), float(curve.parameters)) for curve in curves],
-      [curve.tokens for curve in curves],
-      [np.asarray(curve.loss, float) for curve in curves],
-      [curve.flops() for curve in curves],
-    )
-  )
+  columns = [
+    np.stack([np.full(len(curve.loss), curve.parameters), curve.tokens, curve.loss, curve.flops()])
+    for curve in frontier.drop_plateau(runs)
+  ]
+  parameters, tokens, loss, flops = np.concatenate([np.zeros((4, 0)), *columns], axis=1)
   trained = tokens > 0
   return power_laws.fit_chinchilla(
     parameters[trained], tokens[trained], loss[trained], flops[trained], EVALUATIONS, start

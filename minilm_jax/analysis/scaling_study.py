@@ -20,7 +20,6 @@ from minilm_jax.analysis.scaling_fits import (
   ENVELOPE,
   FRONTIER,
   WITHOUT_PLATEAU,
-  SweepRun,
   select_points,
 )
 from minilm_jax.analysis.scores import format_interval
@@ -93,11 +92,8 @@ def study_scaling(
       f'count {HONEY!r} of FLOPs'
     )
   level = frontier.find_plateau_level(counted)
-  runs = [
-    SweepRun(curve, None if level is None else frontier.find_plateau(curve, level))
-    for curve in counted
-  ]
-  plateaus = [run.plateau for run in runs if run.plateau is not None]
+  runs = [(curve, frontier.find_plateau(curve, level)) for curve in counted]
+  plateaus = [plateau for _, plateau in runs if plateau is not None]
   points = {
     kind: _compute_or_explain(lambda kind=kind: select_points(kind, runs, HONEY), left_out) or []
     for kind in (FRONTIER, ENVELOPE, WITHOUT_PLATEAU)
@@ -110,9 +106,10 @@ def study_scaling(
   laws = scaling_fits.list_laws(counted, _list_splits(points[FRONTIER]))
   fits, reasons = scaling_fits.fit_all(runs, laws)
   surface = _compute_or_explain(lambda: scaling_fits.fit_evaluations(runs), left_out)
-  fits, interval_reasons = scaling_fits.add_intervals(runs, laws, fits, surface, draws)
+  fits |= {scaling_fits.EVALUATIONS: surface} if surface else {}
+  law_fits, interval_reasons = scaling_fits.add_intervals(runs, fits, draws)
   end_fits, end_reasons = scaling_fits.fit_run_ends(ends)
-  pieces = select_laws(fits).get(PIECES)
+  pieces = select_laws(law_fits).get(PIECES)
   split = pieces.constants['C0'] if pieces else None
   below, below_before_exit, above_before_exit = _count_before_exit(
     points[FRONTIER], plateaus, split
@@ -123,7 +120,7 @@ def study_scaling(
     frontier=points[FRONTIER],
     envelope=points[ENVELOPE],
     ends=ends,
-    fits=fits + end_fits,
+    fits=law_fits + end_fits,
     level=level,
     plateaus=plateaus,
     split=split,

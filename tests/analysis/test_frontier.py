@@ -97,7 +97,8 @@ def make_curve(
 
 @pytest.mark.parametrize('spacing, noise', [(100, 0.0), (20, 0.002), (500, 0.002)])
 def test_a_plateau_is_found_at_any_spacing(spacing: int, noise: float):
-  plateau = frontier.find_plateau(make_curve(4000, spacing=spacing, noise=noise, warmup=300))
+  curve = make_curve(4000, spacing=spacing, noise=noise, warmup=300)
+  plateau = frontier.find_plateau(curve, frontier.find_plateau_level([curve]))
   assert plateau.level == pytest.approx(3.2, rel=0.01)
   assert plateau.entry == pytest.approx(940, abs=spacing + 60)
   assert plateau.exit == pytest.approx(4600, abs=spacing + 100)  # 5.5% below it
@@ -124,7 +125,7 @@ def test_curves_without_a_plateau_have_none():
     make_loss_curve('d', [], []),
     make_loss_curve('e', [100], [3.2]),
   ):
-    assert frontier.find_plateau(curve) is None, curve.name
+    assert frontier.find_plateau_level([curve]) is None, curve.name
   assert frontier.find_plateau_level([steady, converged, untrained]) is None
   # The loss stays above the plateau.
   assert frontier.find_plateau(make_loss_curve('f', [100, 200], [9.0, 8.0]), level=3.2) is None
@@ -136,9 +137,8 @@ def test_runs_of_a_sweep_share_the_plateau_loss():
     'never', list(UPDATES), [3.2 * max(1.0, (step / 1000) ** -0.3) for step in UPDATES]
   )
   level = frontier.find_plateau_level([make_curve(4000), make_curve(6000), coarse, never])
-  assert level == pytest.approx(3.2, rel=0.01) and frontier.find_plateau(
-    coarse
-  ) is None is frontier.find_plateau(never)
+  assert level == pytest.approx(3.2, rel=0.01)
+  assert all(frontier.find_plateau_level([curve]) is None for curve in (coarse, never))
   assert (
     frontier.find_plateau(coarse, level).entry,
     frontier.find_plateau(coarse, level).exit,
@@ -161,7 +161,7 @@ def test_dropping_the_plateau_leaves_later_evaluations():
     make_loss_curve('none', [1], [8.0]),
   ]
   plateaus = [frontier.find_plateau(curve, 3.2) for curve in curves]
-  remaining = frontier.drop_plateau(curves, plateaus)
+  remaining = frontier.drop_plateau(zip(curves, plateaus, strict=True))
   assert [curve.name for curve in remaining] == ['run', 'none'] and remaining[1] is curves[2]
   assert max(remaining[0].loss) < 0.945 * 3.2 and remaining[0].updates[0] == plateaus[0].exit
   assert (
@@ -170,8 +170,6 @@ def test_dropping_the_plateau_leaves_later_evaluations():
     == len(remaining[0].loss)
     == 100 - plateaus[0].end
   )
-  with pytest.raises(ValueError):
-    frontier.drop_plateau(curves, plateaus[:1])
 
 
 def test_plateaus_of_the_logged_runs(data: pathlib.Path):
@@ -213,7 +211,6 @@ def test_the_logged_frontier_below_the_break_is_on_the_plateau(data: pathlib.Pat
   low = [point for point in points if point.flops < 2.6e15]
   assert len(low) == 14 and all(point.flops < exits[point.run] for point in low)
   assert not any(point.flops < exits[point.run] for point in points if point.flops > 2.6e15)
-  after = frontier.find_percentile_frontier(frontier.drop_plateau(curves, plateaus))
-  assert (
-    after[0].flops > 2.6e15 and len(plateaus) - len(frontier.drop_plateau(curves, plateaus)) == 4
-  )
+  remaining = frontier.drop_plateau(zip(curves, plateaus, strict=True))
+  after = frontier.find_percentile_frontier(remaining)
+  assert after[0].flops > 2.6e15 and len(plateaus) - len(remaining) == 4
