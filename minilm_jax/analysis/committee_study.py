@@ -263,7 +263,8 @@ def _is_same_test(row: ScoreRow, committee: SeedCommittee) -> bool:
 
 
 def _is_deeper(training_set: TrainingSet, committee: SeedCommittee) -> bool:
-  return not training_set.has_convolutions and training_set.model['num_layers'] > committee.layers
+  model = training_set.model  # of old runs without the field of convolutions
+  return not model.get('convolutions') and model['num_layers'] > committee.layers
 
 
 def _select_deepest(

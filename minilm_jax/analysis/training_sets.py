@@ -21,7 +21,8 @@ class TrainingSet:
   """The training set of a pre-training run.
 
   Attributes:
-    key: model and tokenizer as JSON, which determine scores from scratch.
+    model: model fields of the recipe, with those that old runs lack.
+    tokenizer: hash of the tokenizer.
     rows: rows of the corpus or its subset.
     tokens: tokens of these rows, without padding.
     split_rows: rows of the full training split.
@@ -36,7 +37,8 @@ class TrainingSet:
 
   name: str
   shape: str
-  key: str
+  model: Mapping[str, Any]
+  tokenizer: str
   rows: int
   tokens: int
   split_rows: int
@@ -50,19 +52,9 @@ class TrainingSet:
   curves: int = 1
 
   @property
-  def model(self) -> dict[str, Any]:
-    """Model fields of the recipe."""
-    return json.loads(self.key)[0]
-
-  @property
-  def tokenizer(self) -> str:
-    """Hash of the tokenizer."""
-    return json.loads(self.key)[1]
-
-  @property
-  def has_convolutions(self) -> bool:
-    """True if the model has convolutions."""
-    return bool(self.model.get('convolutions'))  # recipes of old runs lack the field
+  def key(self) -> str:
+    """Model and tokenizer as JSON, which determine scores from scratch."""
+    return json.dumps([self.model, self.tokenizer], sort_keys=True)
 
   @property
   def epochs(self) -> float:
@@ -106,7 +98,8 @@ def _make_training_set(
   return TrainingSet(
     name=name,
     shape=model_config.format_shape(model),
-    key=json.dumps([model, manifest['tokenizer']], sort_keys=True),
+    model=model,
+    tokenizer=manifest['tokenizer'],
     rows=rows,
     tokens=tokens,
     split_rows=split_rows,
@@ -146,15 +139,13 @@ def find_other_sets(sets: Iterable[TrainingSet]) -> dict[str, str]:
 
 
 def _explain_other_sets(sets: Sequence[TrainingSet], kept: Sequence[TrainingSet]) -> dict[str, str]:
-  names = {training_set.name for training_set in kept}
-  kept_rows = _describe_rows(kept[0])
   return {
     other.name: (
       f'{other.name}: trained on {_describe_rows(other)}, but the scaling study compares models that '
-      f'are trained on one set, here {kept_rows}'
+      f'are trained on one set, here {_describe_rows(kept[0])}'
     )
     for other in sets
-    if other.name not in names
+    if other not in kept
   }
 
 

@@ -128,7 +128,7 @@ def test_a_run_on_the_plateau_leaves_a_claim_undecided():
     for name, count in (('left', 100), ('stays', 40))
   }
   training_set = training_sets.TrainingSet(
-    'left', '', '[{}, "abc"]', 10, 1000, 10, 500, 0, '', math.nan, False, '', ''
+    'left', '', {}, 'abc', 10, 1000, 10, 500, 0, '', math.nan, False, '', ''
   )
   sets = {name: dataclasses.replace(training_set, name=name) for name in curves}
   limits = claims.find_limits(sets, curves)

@@ -1,7 +1,6 @@
 """Committees are matched with rivals of the most similar cost; scores are paired by seed."""
 
 import dataclasses
-import json
 import math
 
 import pytest
@@ -41,7 +40,8 @@ def make_training_set(name: str, model: dict[str, int]) -> TrainingSet:
   return TrainingSet(
     name,
     'shape',
-    json.dumps([model, 'pieces']),
+    model,
+    'pieces',
     9,
     90,
     9,
