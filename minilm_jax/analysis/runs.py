@@ -120,8 +120,7 @@ def find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
       'the name of the folder is empty',
       'give a run directory, or . for the current folder',
     )
-  run_paths: dict[str, epath.Path] = {}
-  names: dict[str, str] = {}
+  by_target: dict[str, tuple[str, epath.Path]] = {}  # name and path
   for folder in map(epath.Path, folders):
     if not folder.is_dir():
       raise InputError(
@@ -131,19 +130,17 @@ def find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
       )
     for path in paths.list_folders(folder, _SKIPPED_FOLDERS):
       if (path / run_dir.CONFIG).exists() and read_kind(path) in KINDS:
-        key = paths.resolve_links(path)
-        run_paths.setdefault(key, path)
-        names.setdefault(key, _make_relative_name(folder, path))
-  if not run_paths:
+        name = _make_relative_name(folder, path)
+        by_target.setdefault(paths.resolve_links(path), (name, path))
+  if not by_target:
     raise InputError(
       f'the runs in {", ".join(map(str, folders)) or "no folder"}',
       f'no {run_dir.CONFIG} of a run',
       'give a run directory, or a folder that contains run directories',
     )
-  counts = collections.Counter(names.values())
+  counts = collections.Counter(name for name, _ in by_target.values())
   return {
-    names[key] if counts[names[key]] == 1 else str(path.resolve()): path
-    for key, path in run_paths.items()
+    name if counts[name] == 1 else str(path.resolve()): path for name, path in by_target.values()
   }
 
 
@@ -158,9 +155,8 @@ def read_failures(folders: Sequence[epath.PathLike]) -> dict[str, str]:
     for path in paths.list_folders(folder, _SKIPPED_FOLDERS):
       if not (path / run_dir.FAILURE).exists() or (path / run_dir.RESULT).exists():
         continue  # without a failure, or with a later success
-      record = files.read_object(
-        path / run_dir.FAILURE, f'the failure in {path}', {'asked?': TEXT, 'found?': TEXT}
-      )
+      schema = {'asked?': TEXT, 'found?': TEXT}
+      record = files.read_object(path / run_dir.FAILURE, f'the failure in {path}', schema)
       parts = [record[key] for key in ('asked', 'found') if key in record]
       failures[_make_relative_name(folder, path)] = sanitize(': '.join(parts))
   return failures
@@ -304,9 +300,7 @@ def split_members(path: epath.Path) -> dict[str, list[Line]]:
   members = group_by(
     all_lines,
     lambda line: f' member {line["member"]}' if is_pretraining and 'member' in line else '',
-  )
-  if not members:
-    return {'': []}
+  ) or {'': []}
   return {
     member: lines
     for member, lines in members.items()
@@ -324,18 +318,17 @@ def explain_origin(path: epath.Path) -> str:
 
 def read_losses(name: str, path: epath.Path) -> list[RunLosses]:
   """Returns the losses of a pre-training run, or of each member."""
-  members = [_make_losses(name + member, lines) for member, lines in split_members(path).items()]
-  return [losses for losses in members if losses.train_tokens or losses.validation_tokens]
-
-
-def _make_losses(name: str, lines: Sequence[Line]) -> RunLosses:
-  columns = []
-  for split in ('train', 'validation'):
-    # Lines of fine-tuning have no tokens.
-    logged = [line for line in lines if line['split'] == split and 'tokens' in line]
-    columns.append(tuple(line['tokens'] for line in logged))
-    columns.append(tuple(to_float(line.get('loss')) for line in logged))
-  return RunLosses(name, *columns)
+  losses = []
+  for member, lines in split_members(path).items():
+    columns: list[tuple[float, ...]] = []
+    for split in ('train', 'validation'):
+      # Lines of fine-tuning have no tokens.
+      logged = [line for line in lines if line['split'] == split and 'tokens' in line]
+      columns.append(tuple(line['tokens'] for line in logged))
+      columns.append(tuple(to_float(line.get('loss')) for line in logged))
+    if any(columns):
+      losses.append(RunLosses(name + member, *columns))
+  return losses
 
 
 def encode_latency_shape(model: Mapping[str, Any]) -> str:
@@ -353,7 +346,7 @@ def read_latencies(run_paths: Mapping[str, epath.Path]) -> list[LatencyRow]:
   Raises:
     InputError: a result is damaged.
   """
-  fields = [field.name for field in dataclasses.fields(LatencyRow)]
+  fields = {field.name for field in dataclasses.fields(LatencyRow)}
   rows = []
   for name, path in run_paths.items():
     if read_kind(path) != 'latency' or not (path / run_dir.RESULT).exists():
@@ -362,18 +355,15 @@ def read_latencies(run_paths: Mapping[str, epath.Path]) -> list[LatencyRow]:
     result = files.read_json(path / run_dir.RESULT, f'the latency in {path}')
     try:
       for row in result['rows']:
-        milliseconds = {
-          end: to_float(row['milliseconds'][end]) for end in ('median', 'low', 'high', 'p95')
-        }
         values = {
           **row,
-          **milliseconds,
+          **{end: to_float(row['milliseconds'][end]) for end in ('median', 'low', 'high', 'p95')},
           'run': name,
           'shape': encode_latency_shape(models[row['recipe']]),
           'machine': result['machine'],
           'calls': result['calls'],
         }
-        rows.append(LatencyRow(**{field: values[field] for field in fields if field in values}))
+        rows.append(LatencyRow(**{key: value for key, value in values.items() if key in fields}))
     except (KeyError, TypeError) as error:
       raise InputError(
         f'the latency in {path}',
