@@ -1,4 +1,4 @@
-"""Correlates pre-training losses with downstream scores, and compares depths at equal size or cost.
+"""Correlates pre-training losses with downstream scores.
 
 A model is a pre-training run with its scores. Its loss, the logarithm of the perplexity, is that of
 the evaluation at the checkpoint. With V pieces, an untrained model has the loss ln V, which is the
@@ -6,8 +6,6 @@ loss of the arm from scratch.
 """
 
 import dataclasses
-import itertools
-import json
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,8 +14,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from minilm_jax.analysis.cost_effectiveness import name_arm, saw_same_rows
-from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, LossCurve
+from minilm_jax.analysis.loss_curves import LossCurve
 from minilm_jax.analysis.runs import group_by, select_single
 from minilm_jax.analysis.scores import Average, ScoreRow, describe_differences
 from minilm_jax.tasks.metrics import CONFIDENCE, POWER, percentile_interval
@@ -26,7 +23,6 @@ MIN_MODELS = 4  # in a correlation; also the checkpoints of one run
 # In a verdict. The exact test of 4 models never decides, and resamples decide too often below 6.
 MIN_VERDICT_MODELS = 6
 LOSS, BITS = 'log-perplexity', 'bits per word'
-_MAX_RELATIVE_DIFFERENCE = 0.1  # between matched sizes or costs
 _MIN_UNEXPLAINED = 1e-9  # rounding of a correlation of 1
 
 
@@ -112,31 +108,6 @@ class TrainingCorrelation:
   high_loss: float
   low_score: float
   high_score: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Depth:
-  """The difference between a deeper and a shallower model of similar size or cost.
-
-  Numbers are means over the runs that differ in their seeds alone.
-
-  Attributes:
-    shallow, deep: name of the first run of each model, with the number of further runs.
-    matched: matched quantity, parameters or FLOPs.
-    ratio: ratio of the matched quantity, deeper over shallower.
-    loss: difference of the validation losses in nats, deeper minus shallower.
-    series: name of the scores; '' without scores.
-  """
-
-  shallow: str
-  deep: str
-  shallow_layers: int
-  deep_layers: int
-  matched: str
-  ratio: float
-  loss: float
-  series: str
-  score: float
 
 
 def match_scores(
@@ -387,84 +358,3 @@ def _compute_kendall(
   x_signs, y_signs = (np.sign(values[:, i] - values[:, j]) for values in (x, y))
   norm = np.sqrt((x_signs**2).sum(1) * (y_signs**2).sum(1))
   return np.divide((x_signs * y_signs).sum(1), norm, out=np.full(len(x), np.nan), where=norm > 0)
-
-
-def compare_depths(
-  curves: Sequence[LossCurve], models: Mapping[str, Sequence[ScoredModel]]
-) -> list[Depth]:
-  """Returns the differences between models whose parameters or FLOPs of a run are within 10%.
-
-  Runs are finished. The two models have one vocabulary and the same recipe, apart from the shape.
-  Models of equal FLOPs may differ in the number of updates. FLOPs are the actual FLOPs if both
-  models have them, else those of the count of paper 1. The loss is that of the last evaluation.
-  """
-  scores = {
-    series: {model.name: model.score for model in series_models}
-    for series, series_models in models.items()
-  }
-  depths = []
-  for shallow, deep in _pair_depths(curves):
-    differences = {
-      series: _average_scores(deep, by_name) - _average_scores(shallow, by_name)
-      for series, by_name in scores.items()
-      if all(any(curve.name in by_name for curve in arm) for arm in (shallow, deep))
-    } or {'': math.nan}
-    for matched, ratio in _compute_ratios(shallow[0], deep[0]).items():
-      if min(ratio, 1 / ratio) < 1 - _MAX_RELATIVE_DIFFERENCE:
-        continue
-      depths += [
-        Depth(
-          shallow=name_arm([curve.name for curve in shallow]),
-          deep=name_arm([curve.name for curve in deep]),
-          shallow_layers=shallow[0].shape.layers,
-          deep_layers=deep[0].shape.layers,
-          matched=matched,
-          ratio=ratio,
-          loss=_average_losses(deep) - _average_losses(shallow),
-          series=series,
-          score=score,
-        )
-        for series, score in differences.items()
-      ]
-  return depths
-
-
-def _average_losses(arm: Sequence[LossCurve]) -> float:
-  return float(np.mean([curve.loss[-1] for curve in arm]))
-
-
-def _average_scores(arm: Sequence[LossCurve], by_name: Mapping[str, float]) -> float:
-  """Returns the mean finite score of the runs; nan without one."""
-  values = [by_name[curve.name] for curve in arm if curve.name in by_name]
-  finite = [value for value in values if math.isfinite(value)]
-  return float(np.mean(finite)) if finite else math.nan
-
-
-def _pair_depths(
-  curves: Sequence[LossCurve],
-) -> Iterator[tuple[list[LossCurve], list[LossCurve]]]:
-  """Yields the runs of a shallower and of a deeper model with the same recipe."""
-  finished = sorted(
-    (curve for curve in curves if curve.finished),
-    key=lambda curve: (curve.shape.layers, curve.name),
-  )
-  arms = group_by(finished, lambda curve: (curve.arm, curve.rows[-1])).values()
-  for same_recipe in group_by(arms, lambda arm: _describe_recipe(arm[0])).values():
-    for shallow, deep in itertools.combinations(same_recipe, 2):
-      if deep[0].shape.layers != shallow[0].shape.layers:
-        yield shallow, deep
-
-
-def _describe_recipe(curve: LossCurve) -> tuple[Any, ...]:
-  """Returns the recipe without the shape and the number of updates, which set the warm-up too."""
-  recipe = json.dumps(dict(curve.recipe), sort_keys=True)
-  return curve.shape.vocabulary, curve.tied, curve.learning_rate, curve.length, recipe
-
-
-def _compute_ratios(shallow: LossCurve, deep: LossCurve) -> dict[str, float]:
-  have_actual = ACTUAL in shallow.flops_per_row and ACTUAL in deep.flops_per_row
-  count = ACTUAL if have_actual else HONEY
-  ratios = {'FLOPs': float(deep.flops(count)[-1] / shallow.flops(count)[-1])}
-  if saw_same_rows(shallow.rows[-1], deep.rows[-1]):
-    ratios = {'parameters': deep.parameters / shallow.parameters} | ratios
-  return ratios

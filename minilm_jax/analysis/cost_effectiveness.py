@@ -1,7 +1,7 @@
-"""Incremental cost-effectiveness: the perplexity that a larger model gains per FLOP (paper 1).
+"""Compares models of different shape: cost-effectiveness (paper 1), and depth at equal size or cost.
 
-A step goes from one value of a factor of the model shape to the next. C is the FLOPs of a run and
-PPL the perplexity. In points of perplexity per 1e15 FLOPs, a step gains
+Cost-effectiveness is the perplexity that a larger model gains per FLOP. A step goes from one value
+of a factor of the model shape to the next. C is the FLOPs of a run and PPL the perplexity. In points of perplexity per 1e15 FLOPs, a step gains
 
     (PPL_from - PPL_to) / ((C_to - C_from) / 1e15)
 
@@ -12,13 +12,15 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from minilm_jax.analysis.correlation import ScoredModel
 from minilm_jax.analysis.laws import power_laws
-from minilm_jax.analysis.loss_curves import HONEY, LossCurve, ModelShape
-from minilm_jax.analysis.runs import group_by
+from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, LossCurve, ModelShape
+from minilm_jax.analysis.runs import group_by, to_float
 from minilm_jax.analysis.scores import Difference, Group, compute_difference, make_group
 from minilm_jax.tasks import metrics
 
@@ -28,6 +30,7 @@ UNIT = 1e15  # FLOPs
 _STEP_FIELDS = ('model.vocab_size', 'model.tied', 'optimizer.learning_rate')
 # Relative difference of equal numbers of rows; runs of the paper differ by one update.
 _MAX_ROW_DIFFERENCE = 0.01
+_MAX_DEPTH_DIFFERENCE = 0.1  # relative, between matched sizes or costs of two depths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,23 +38,38 @@ class Arm:
   """Runs that differ in their seeds alone.
 
   Attributes:
-    tied: the head shares the embedding table; None if not logged.
-    learning_rate: peak learning rate; None if not logged.
     perplexity: test perplexity by seed or, if not logged, that of the last validation. Runs of one
       seed count once, and runs without a logged seed count as different seeds.
-    bits: bits per word of each run; empty if a run has none.
-    recipe: fields that do not differ between the ends of a step, as JSON.
   """
 
-  shape: ModelShape
-  tied: bool | None
-  learning_rate: float | None
-  runs: tuple[str, ...]
+  curves: Sequence[LossCurve]
   perplexity: Group
-  bits: tuple[float, ...]
-  flops: float
-  rows: float
-  recipe: str = ''
+
+  @property
+  def first(self) -> LossCurve:
+    """The first run, with shape, recipe and number of rows of all runs."""
+    return self.curves[0]
+
+  @property
+  def runs(self) -> tuple[str, ...]:
+    """Names of the runs."""
+    return tuple(curve.name for curve in self.curves)
+
+  @property
+  def name(self) -> str:
+    """Name of the first run, with the number of further runs."""
+    others = f' and {len(self.curves) - 1} more' if len(self.curves) > 1 else ''
+    return self.first.name + others
+
+  @property
+  def flops(self) -> float:
+    """FLOPs of a run."""
+    return float(np.mean([curve.flops(HONEY)[-1] for curve in self.curves]))
+
+  @property
+  def bits(self) -> float:
+    """Mean bits per word; nan if a run has none."""
+    return float(np.mean([to_float(curve.bits_per_word) for curve in self.curves]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,27 +126,37 @@ class Option:
   dominated: bool
 
 
+@dataclasses.dataclass(frozen=True)
+class Depth:
+  """The difference between a deeper and a shallower model of similar size or cost.
+
+  Numbers are means over the runs that differ in their seeds alone.
+
+  Attributes:
+    shallow, deep: name of the first run of each model, with the number of further runs.
+    matched: matched quantity, parameters or FLOPs.
+    ratio: ratio of the matched quantity, deeper over shallower.
+    loss: difference of the validation losses in nats, deeper minus shallower.
+    series: name of the scores; '' without scores.
+  """
+
+  shallow: str
+  deep: str
+  shallow_layers: int
+  deep_layers: int
+  matched: str
+  ratio: float
+  loss: float
+  series: str
+  score: float
+
+
 def group_seeds(curves: Sequence[LossCurve]) -> list[Arm]:
   """Returns the finished runs by cost; runs that differ in their seeds alone form one arm."""
   finished = (curve for curve in curves if curve.finished)
   groups = group_by(finished, lambda curve: (curve.arm, curve.rows[-1]))
-  arms = []
   unknown_seeds = itertools.count(-1, -1)  # no two arms share one, so they are not paired
-  for group in groups.values():
-    bits = tuple(curve.bits_per_word for curve in group if curve.bits_per_word is not None)
-    arms.append(
-      Arm(
-        shape=group[0].shape,
-        tied=group[0].tied,
-        learning_rate=group[0].learning_rate,
-        runs=tuple(curve.name for curve in group),
-        perplexity=_group_perplexity(group, unknown_seeds),
-        bits=bits if len(bits) == len(group) else (),
-        flops=float(np.mean([curve.flops(HONEY)[-1] for curve in group])),
-        rows=float(group[0].rows[-1]),
-        recipe=_format_recipe(group[0]),
-      )
-    )
+  arms = [Arm(group, _group_perplexity(group, unknown_seeds)) for group in groups.values()]
   return sorted(arms, key=lambda arm: (arm.flops, arm.runs))
 
 
@@ -180,14 +208,14 @@ def find_steps(curves: Sequence[LossCurve]) -> list[Step]:
 def _differ_in_heads_only(sides: tuple[Arm, Arm], others: tuple[Arm, Arm]) -> bool:
   """Returns whether two steps are between the same shapes, except for the number of heads."""
   shapes, other_shapes = (
-    [dataclasses.replace(arm.shape, heads=0) for arm in pair] for pair in (sides, others)
+    [dataclasses.replace(arm.first.shape, heads=0) for arm in pair] for pair in (sides, others)
   )
-  return shapes == other_shapes and saw_same_rows(sides[0].rows, others[0].rows)
+  return shapes == other_shapes and _saw_same_rows(sides[0].first, others[0].first)
 
 
-def saw_same_rows(rows: float, other_rows: float) -> bool:
-  """Returns whether two numbers of rows are within 1%."""
-  return abs(rows - other_rows) <= _MAX_ROW_DIFFERENCE * other_rows
+def _saw_same_rows(curve: LossCurve, other: LossCurve) -> bool:
+  """Returns whether the numbers of rows of two runs are within 1%."""
+  return abs(curve.rows[-1] - other.rows[-1]) <= _MAX_ROW_DIFFERENCE * other.rows[-1]
 
 
 def _find_neighbours(
@@ -195,23 +223,20 @@ def _find_neighbours(
 ) -> Iterator[tuple[Arm, Arm]]:
   """Yields the arms of each step along a factor; `free` factors may also differ."""
   fixed = [name for name in FACTORS if name != factor and name not in free]
-  chains: list[tuple[tuple[int | str, ...], float, dict[int, Arm]]] = []
+  chains: list[tuple[tuple[int | str, ...], list[Arm]]] = []
   for arm in arms:
-    key = (*(getattr(arm.shape, name) for name in fixed), arm.recipe)
-    best = next(
-      (best for other, rows, best in chains if other == key and saw_same_rows(arm.rows, rows)),
-      None,
+    key = (*(getattr(arm.first.shape, name) for name in fixed), _format_recipe(arm.first))
+    same = (
+      chain for other, chain in chains if other == key and _saw_same_rows(arm.first, chain[0].first)
     )
-    if best is None:
-      best = {}
-      chains.append((key, arm.rows, best))
-    value = getattr(arm.shape, factor)
-    if value not in best or arm.perplexity.mean < best[value].perplexity.mean:
-      best[value] = arm
-  for _, _, best in chains:
-    values = sorted(best)
-    for low, high in zip(values, values[1:]):
-      yield best[low], best[high]
+    if chain := next(same, None):
+      chain.append(arm)
+    else:
+      chains.append((key, [arm]))
+  for _, chain in chains:
+    by_value = group_by(chain, lambda arm: getattr(arm.first.shape, factor))
+    best = [min(by_value[value], key=lambda arm: arm.perplexity.mean) for value in sorted(by_value)]
+    yield from itertools.pairwise(best)
 
 
 def _make_step(factor: str, small: Arm, large: Arm) -> Step:
@@ -220,19 +245,17 @@ def _make_step(factor: str, small: Arm, large: Arm) -> Step:
     compute_difference(small.perplexity, large.perplexity) if is_comparable else Difference()
   )
   gain = difference.mean
-  bits = math.nan
-  if small.bits and large.bits:
-    bits = float(np.mean(small.bits) - np.mean(large.bits))
+  bits = small.bits - large.bits
   is_better = gain > 0 if is_comparable else bits > 0
   is_unknown = not is_comparable and math.isnan(bits)
   flops = large.flops - small.flops
   units = flops / UNIT if flops > 0 else math.nan
   return Step(
     factor=factor,
-    others=describe_others(small.shape, factor),
-    also='; '.join(_describe_changes(factor, small, large)),
-    from_value=getattr(small.shape, factor),
-    to_value=getattr(large.shape, factor),
+    others=describe_others(small.first.shape, factor),
+    also='; '.join(_describe_changes(factor, small.first, large.first)),
+    from_value=getattr(small.first.shape, factor),
+    to_value=getattr(large.first.shape, factor),
     from_runs=small.runs,
     to_runs=large.runs,
     perplexity_gain=gain,
@@ -261,7 +284,7 @@ def describe_others(shape: ModelShape, factor: str) -> str:
   )
 
 
-def _describe_changes(factor: str, small: Arm, large: Arm) -> Iterator[str]:
+def _describe_changes(factor: str, small: LossCurve, large: LossCurve) -> Iterator[str]:
   if factor != 'heads' and small.shape.heads != large.shape.heads:
     yield f'heads {small.shape.heads} to {large.shape.heads}'
   if small.tied != large.tied:
@@ -280,33 +303,87 @@ def list_options(curves: Sequence[LossCurve]) -> list[Option]:
     # Of the logarithm, because a perplexity of few seeds would have a negative end.
     low, high = map(power_laws.clip_exp, metrics.confidence_interval(np.log(perplexity.values)))
     is_dominated = any(_dominates(other, arm) for other in arms)
-    options.append(
-      Option(
-        name_arm(arm.runs),
-        arm.runs,
-        arm.flops,
-        perplexity.mean,
-        low,
-        high,
-        is_dominated,
-      )
-    )
+    options.append(Option(arm.name, arm.runs, arm.flops, perplexity.mean, low, high, is_dominated))
   return options
-
-
-def name_arm(runs: Sequence[str]) -> str:
-  """Returns the name of the first run, with the number of further runs.
-
-  >>> name_arm(['a', 'b', 'c'])
-  'a and 2 more'
-  """
-  return runs[0] if len(runs) == 1 else f'{runs[0]} and {len(runs) - 1} more'
 
 
 def _dominates(other: Arm, arm: Arm) -> bool:
   return (
-    other.shape.vocabulary == arm.shape.vocabulary
+    other.first.shape.vocabulary == arm.first.shape.vocabulary
     and other.flops <= arm.flops
     and other.perplexity.mean <= arm.perplexity.mean
     and (other.flops, other.perplexity.mean) != (arm.flops, arm.perplexity.mean)
   )
+
+
+def compare_depths(
+  curves: Sequence[LossCurve], models: Mapping[str, Sequence[ScoredModel]]
+) -> list[Depth]:
+  """Returns the differences between models whose parameters or FLOPs of a run are within 10%.
+
+  Runs are finished. The two models have one vocabulary and the same recipe, apart from the shape.
+  Models of equal FLOPs may differ in the number of updates. FLOPs are the actual FLOPs if both
+  models have them, else those of the count of paper 1. The loss is that of the last evaluation.
+  """
+  scores = {
+    series: {model.name: model.score for model in series_models}
+    for series, series_models in models.items()
+  }
+  arms = sorted(
+    group_seeds(sorted(curves, key=lambda curve: curve.name)),
+    key=lambda arm: (arm.first.shape.layers, arm.first.name),
+  )
+  depths: list[Depth] = []
+  for same_recipe in group_by(arms, lambda arm: _describe_recipe(arm.first)).values():
+    for shallow, deep in itertools.combinations(same_recipe, 2):
+      if deep.first.shape.layers != shallow.first.shape.layers:
+        depths += _compare_pair(shallow, deep, scores)
+  return depths
+
+
+def _describe_recipe(curve: LossCurve) -> tuple[Any, ...]:
+  """Returns the recipe without the shape and the number of updates, which set the warm-up too."""
+  recipe = json.dumps(dict(curve.recipe), sort_keys=True)
+  return curve.shape.vocabulary, curve.tied, curve.learning_rate, curve.length, recipe
+
+
+def _compare_pair(
+  shallow: Arm, deep: Arm, scores: Mapping[str, Mapping[str, float]]
+) -> Iterator[Depth]:
+  """Yields the differences in each series of scores that both models have."""
+  differences = {
+    series: _average_scores(deep, by_name) - _average_scores(shallow, by_name)
+    for series, by_name in scores.items()
+    if all(any(name in by_name for name in arm.runs) for arm in (shallow, deep))
+  } or {'': math.nan}
+  losses = [np.mean([curve.loss[-1] for curve in arm.curves]) for arm in (shallow, deep)]
+  for matched, ratio in _compute_ratios(shallow.first, deep.first).items():
+    if min(ratio, 1 / ratio) < 1 - _MAX_DEPTH_DIFFERENCE:
+      continue
+    for series, score in differences.items():
+      yield Depth(
+        shallow=shallow.name,
+        deep=deep.name,
+        shallow_layers=shallow.first.shape.layers,
+        deep_layers=deep.first.shape.layers,
+        matched=matched,
+        ratio=ratio,
+        loss=float(losses[1] - losses[0]),
+        series=series,
+        score=score,
+      )
+
+
+def _average_scores(arm: Arm, by_name: Mapping[str, float]) -> float:
+  """Returns the mean finite score of the runs; nan without one."""
+  finite = [by_name[name] for name in arm.runs if math.isfinite(by_name.get(name, math.nan))]
+  return float(np.mean(finite)) if finite else math.nan
+
+
+def _compute_ratios(shallow: LossCurve, deep: LossCurve) -> dict[str, float]:
+  have_actual = ACTUAL in shallow.flops_per_row and ACTUAL in deep.flops_per_row
+  count = ACTUAL if have_actual else HONEY
+  ratios = {'FLOPs': float(deep.flops(count)[-1] / shallow.flops(count)[-1])}
+  if _saw_same_rows(shallow, deep):
+    ratios = {'parameters': deep.parameters / shallow.parameters} | ratios
+  return ratios

@@ -1,4 +1,4 @@
-"""Coefficients equal those of SciPy; intervals resample models; depths match in size or cost."""
+"""Coefficients equal those of SciPy; intervals resample models."""
 
 import dataclasses
 import math
@@ -297,69 +297,3 @@ def test_models_with_several_vocabularies_are_compared_by_bits_per_word():
   )
   assert any('5 vocabularies' in text for text in left_out)
   assert correlations[0].pearson.value == pytest.approx(-1)
-
-
-def test_depths_are_compared_at_equal_size_or_cost():
-  shallow = fake_runs.make_scaling_curve('shallow', 2.0, feed_forward=300, layers=4)
-  deep = fake_runs.make_scaling_curve('deep', 2.1, feed_forward=128, layers=8)
-  large = fake_runs.make_scaling_curve('large', 1.0, hidden=256, layers=8)
-  pairs = correlation.compare_depths(
-    [
-      large,
-      deep,
-      shallow,
-      fake_runs.make_scaling_curve('cut', feed_forward=256, layers=5, finished=False),
-    ],
-    {},
-  )
-  assert {(pair.shallow, pair.deep, pair.matched) for pair in pairs} == {
-    ('shallow', 'deep', 'parameters'),
-    ('shallow', 'deep', 'FLOPs'),
-  }
-  assert (
-    pairs[0].loss == pytest.approx(0.1) and pairs[0].series == '' and math.isnan(pairs[0].score)
-  )
-  assert pairs[0].ratio == pytest.approx(deep.parameters / shallow.parameters)
-  models = {
-    'cola': [
-      correlation.ScoredModel(name, 2, math.nan, 7, 1, score, math.nan, math.nan, math.nan, ())
-      for name, score in (('shallow', 0.3), ('deep', 0.2))
-    ]
-  }
-  assert correlation.compare_depths([deep, shallow], models)[0].score == pytest.approx(-0.1)
-
-
-def test_depths_are_compared_between_means_of_one_recipe():
-  sides = {
-    ('shallow', 4, 300): (2.0, 2.4),
-    ('deep', 8, 128): (2.1, 2.2, 2.3),
-  }
-  curves = [
-    fake_runs.make_scaling_curve(
-      f'{name}-{seed}', loss, layers=layers, feed_forward=size, seed=seed, recipe={'norm': 'post'}
-    )
-    for (name, layers, size), losses in sides.items()
-    for seed, loss in enumerate(losses)
-  ]
-  others = [
-    fake_runs.make_scaling_curve(
-      name, 1.0, **{'layers': 8, 'feed_forward': 128, 'recipe': {'norm': 'post'}} | changes
-    )
-    for name, changes in {
-      'pre': {'recipe': {'norm': 'pre'}},
-      'tied': {'tied': True},
-      'rate': {'learning_rate': 1e-2},
-      'vocabulary': {'vocabulary': 2000},
-    }.items()
-  ]
-  pairs = correlation.compare_depths([*curves, *others], {})
-  assert [(pair.shallow, pair.deep) for pair in pairs] == [
-    ('shallow-0 and 1 more', 'deep-0 and 2 more')
-  ] * 2
-  assert [pair.matched for pair in pairs] == ['parameters', 'FLOPs']
-  assert pairs[0].loss == pytest.approx(0.0)
-  # A longer training of a model with as many parameters is no pair of equal size.
-  longer = dataclasses.replace(
-    curves[-1], name='longer', rows=tuple(4 * n for n in curves[-1].rows)
-  )
-  assert correlation.compare_depths([*curves[:2], longer], {}) == []

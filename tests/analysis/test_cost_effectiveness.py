@@ -1,11 +1,13 @@
-"""Cost-effectiveness equals the table of paper 1; steps, seeds and dominance have their properties."""
+"""Steps equal those of paper 1; seeds and dominance have their properties; depths match in cost."""
 
+import dataclasses
 import math
 import pathlib
 
 import pytest
 
 from minilm_jax.analysis import cost_effectiveness, logged_table
+from minilm_jax.analysis.correlation import ScoredModel
 from minilm_jax.analysis.cost_effectiveness import Step
 from tests import fake_runs
 
@@ -235,3 +237,69 @@ def test_runs_of_other_recipes_are_neither_seeds_nor_steps():
   assert cost_effectiveness.find_steps([base, wide]) == []
   (step,) = cost_effectiveness.find_steps([others[0], wide])
   assert (step.factor, step.from_runs, step.to_runs) == ('hidden', ('none',), ('wide',))
+
+
+def test_depths_are_compared_at_equal_size_or_cost():
+  shallow = fake_runs.make_scaling_curve('shallow', 2.0, feed_forward=300, layers=4)
+  deep = fake_runs.make_scaling_curve('deep', 2.1, feed_forward=128, layers=8)
+  large = fake_runs.make_scaling_curve('large', 1.0, hidden=256, layers=8)
+  pairs = cost_effectiveness.compare_depths(
+    [
+      large,
+      deep,
+      shallow,
+      fake_runs.make_scaling_curve('cut', feed_forward=256, layers=5, finished=False),
+    ],
+    {},
+  )
+  assert {(pair.shallow, pair.deep, pair.matched) for pair in pairs} == {
+    ('shallow', 'deep', 'parameters'),
+    ('shallow', 'deep', 'FLOPs'),
+  }
+  assert (
+    pairs[0].loss == pytest.approx(0.1) and pairs[0].series == '' and math.isnan(pairs[0].score)
+  )
+  assert pairs[0].ratio == pytest.approx(deep.parameters / shallow.parameters)
+  models = {
+    'cola': [
+      ScoredModel(name, 2, math.nan, 7, 1, score, math.nan, math.nan, math.nan, ())
+      for name, score in (('shallow', 0.3), ('deep', 0.2))
+    ]
+  }
+  assert cost_effectiveness.compare_depths([deep, shallow], models)[0].score == pytest.approx(-0.1)
+
+
+def test_depths_are_compared_between_means_of_one_recipe():
+  sides = {
+    ('shallow', 4, 300): (2.0, 2.4),
+    ('deep', 8, 128): (2.1, 2.2, 2.3),
+  }
+  curves = [
+    fake_runs.make_scaling_curve(
+      f'{name}-{seed}', loss, layers=layers, feed_forward=size, seed=seed, recipe={'norm': 'post'}
+    )
+    for (name, layers, size), losses in sides.items()
+    for seed, loss in enumerate(losses)
+  ]
+  others = [
+    fake_runs.make_scaling_curve(
+      name, 1.0, **{'layers': 8, 'feed_forward': 128, 'recipe': {'norm': 'post'}} | changes
+    )
+    for name, changes in {
+      'pre': {'recipe': {'norm': 'pre'}},
+      'tied': {'tied': True},
+      'rate': {'learning_rate': 1e-2},
+      'vocabulary': {'vocabulary': 2000},
+    }.items()
+  ]
+  pairs = cost_effectiveness.compare_depths([*curves, *others], {})
+  assert [(pair.shallow, pair.deep) for pair in pairs] == [
+    ('shallow-0 and 1 more', 'deep-0 and 2 more')
+  ] * 2
+  assert [pair.matched for pair in pairs] == ['parameters', 'FLOPs']
+  assert pairs[0].loss == pytest.approx(0.0)
+  # A longer training of a model with as many parameters is no pair of equal size.
+  longer = dataclasses.replace(
+    curves[-1], name='longer', rows=tuple(4 * n for n in curves[-1].rows)
+  )
+  assert cost_effectiveness.compare_depths([*curves[:2], longer], {}) == []

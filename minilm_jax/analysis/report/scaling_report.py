@@ -17,12 +17,11 @@ from minilm_jax.analysis.correlation import (
   LOSS,
   MIN_VERDICT_MODELS,
   Correlation,
-  Depth,
   ScoredModel,
   TrainingCorrelation,
   smallest_detectable_coefficient,
 )
-from minilm_jax.analysis.cost_effectiveness import Option, Step
+from minilm_jax.analysis.cost_effectiveness import Depth, Option, Step
 from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.laws import power_laws
 from minilm_jax.analysis.laws.power_laws import PIECES, POWER
@@ -171,7 +170,7 @@ def study_models(
     models,
     correlations,
     correlation.correlate_checkpoints(curves, scores, averages),
-    correlation.compare_depths(curves, models),
+    cost_effectiveness.compare_depths(curves, models),
     left_out,
     failed,
   )

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from minilm_jax.analysis.correlation import Depth, Estimate
-from minilm_jax.analysis.cost_effectiveness import Step
+from minilm_jax.analysis.correlation import Estimate
+from minilm_jax.analysis.cost_effectiveness import Depth, Step
 from minilm_jax.analysis.laws.power_laws import Fit, clip_exp
 from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, KAPLAN, LossCurve
 from minilm_jax.analysis.report.sections import TableFormat
