@@ -25,7 +25,7 @@ parameters, or 1.0 million for `cpu`.
 
 PRE-REGISTERED before any of these runs, except for the rules that state otherwise: the verdicts on
 the four claims of paper 2. The report computes them from run directories alone
-(`analysis/claims.py`).
+(`analysis/paper2/claims.py`).
 
     1 gap        the same model scores higher pre-trained than from scratch
     2 size       the gap grows with the pre-training set

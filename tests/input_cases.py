@@ -217,7 +217,8 @@ def read_corpus(path: pathlib.Path) -> Any:
 
 def read_run(path: pathlib.Path) -> Any:
   """Reads runs like a report, without figures."""
-  from minilm_jax.analysis import loss_curves, pretraining_gap, runs, scores
+  from minilm_jax.analysis import loss_curves, runs, scores
+  from minilm_jax.analysis.paper2 import pretraining_gap
   from minilm_jax.analysis.report import finetune_figures
 
   paths = runs.find_runs([path if path.name == 'runs' else path.parent.parent])

@@ -33,10 +33,11 @@ LAYERS = {
   'bench': 6,
   'analysis.laws': 5,
   'analysis': 6,
-  'analysis.report': 7,
+  'analysis.paper2': 7,
+  'analysis.report': 8,
   'interop': 7,
-  'cli': 8,
-  '': 9,
+  'cli': 9,
+  '': 10,
 }
 LIBRARIES = frozenset(
   'absl chex etils flax google jax jaxtyping matplotlib ml_collections numpy optax orbax plotext '

@@ -13,11 +13,12 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from minilm_jax.analysis import claims, committee_study, pretraining_gap, runs
-from minilm_jax.analysis.claims import CLAIMS, ClaimResults, Verdict
-from minilm_jax.analysis.committee_study import CommitteeRow, Match
+from minilm_jax.analysis import runs
 from minilm_jax.analysis.loss_curves import LossCurve
-from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
+from minilm_jax.analysis.paper2 import claims, committee_study, pretraining_gap
+from minilm_jax.analysis.paper2.claims import CLAIMS, ClaimResults, Verdict
+from minilm_jax.analysis.paper2.committee_study import CommitteeRow, Match
+from minilm_jax.analysis.paper2.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
 from minilm_jax.analysis.report import figures, scaling_figures
 from minilm_jax.analysis.report.figures import COLORS, DASHES, Drawing, arrange_panels
 from minilm_jax.analysis.report.sections import Answer, Section, TableFormat, as_csv, list_section

@@ -32,7 +32,7 @@ from minilm_jax.analysis.cost_effectiveness import Option
 from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.laws.power_laws import clip_exp
 from minilm_jax.analysis.loss_curves import LossCurve
-from minilm_jax.analysis.pretraining_gap import SIZE, Gap
+from minilm_jax.analysis.paper2.pretraining_gap import SIZE, Gap
 from minilm_jax.analysis.report.figures import (
   COLORS,
   DASHES,

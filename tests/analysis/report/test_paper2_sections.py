@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from minilm_jax.analysis import claims, committee_study, pretraining_gap, runs
+from minilm_jax.analysis import runs
+from minilm_jax.analysis.paper2 import claims, committee_study, pretraining_gap
 from minilm_jax.analysis.report import paper2_sections, report
 from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError

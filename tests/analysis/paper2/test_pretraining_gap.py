@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minilm_jax.analysis import pretraining_gap, runs
-from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
+from minilm_jax.analysis import runs
+from minilm_jax.analysis.paper2 import pretraining_gap
+from minilm_jax.analysis.paper2.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
 from minilm_jax.analysis.report import report
 from minilm_jax.analysis.scores import Difference, make_score_table, select_main
 from minilm_jax.core import files, run_dir

@@ -14,17 +14,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from etils import epath
 
-from minilm_jax.analysis import (
-  committee_study,
-  frontier,
-  pretraining_gap,
-  runs,
-  scores,
-  training_sets,
-)
-from minilm_jax.analysis.committee_study import CommitteeComparison, Match, Measurements
+from minilm_jax.analysis import frontier, runs, scores, training_sets
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
-from minilm_jax.analysis.pretraining_gap import OVERLAP, SIZE, BySeed, Gap
+from minilm_jax.analysis.paper2 import committee_study, pretraining_gap
+from minilm_jax.analysis.paper2.committee_study import CommitteeComparison, Match, Measurements
+from minilm_jax.analysis.paper2.pretraining_gap import OVERLAP, SIZE, BySeed, Gap
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import ScoreRow, make_score_table, select_main
 from minilm_jax.analysis.training_sets import TrainingSet

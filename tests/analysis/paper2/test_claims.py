@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from configs import paper2_data_sizes, tiny
-from minilm_jax.analysis import claims, committee_study, loss_curves, runs, training_sets
-from minilm_jax.analysis.claims import FAILS, HOLDS, OPEN, ClaimResults, Verdict
+from minilm_jax.analysis import loss_curves, runs, training_sets
+from minilm_jax.analysis.paper2 import claims, committee_study
+from minilm_jax.analysis.paper2.claims import FAILS, HOLDS, OPEN, ClaimResults, Verdict
 from minilm_jax.analysis.report import report
 from minilm_jax.core import files, recipe, run_dir
 from minilm_jax.core.errors import InputError
@@ -75,7 +76,7 @@ def write_sizes(
 
 def test_the_recipe_states_the_rules():
   text = ' '.join(paper2_data_sizes.__doc__.split()).lower()
-  assert 'pre-registered' in text and 'analysis/claims.py' in text and claims.MARGIN == 0.01
+  assert 'pre-registered' in text and 'analysis/paper2/claims.py' in text and claims.MARGIN == 0.01
   assert all(word in text for word in ('one point of score', HOLDS, FAILS, OPEN, 'exclusions'))
 
 

@@ -5,8 +5,10 @@ import math
 
 import pytest
 
-from minilm_jax.analysis import committee_study, runs
-from minilm_jax.analysis.committee_study import (
+from minilm_jax.analysis import runs
+from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve, ModelShape
+from minilm_jax.analysis.paper2 import committee_study
+from minilm_jax.analysis.paper2.committee_study import (
   LATENCY,
   PARAMETERS,
   TRAINING,
@@ -15,7 +17,6 @@ from minilm_jax.analysis.committee_study import (
   Measurements,
   SeedCommittee,
 )
-from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve, ModelShape
 from minilm_jax.analysis.report import paper2_sections
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import ScoreRow, make_score_table
