@@ -58,7 +58,7 @@ GLUE, with rules written before any score of these recipes. A change is no worse
 the interval of the difference of averages lies above -1 point, the smallest relevant effect; it is
 worse if the interval lies below -1 point. Otherwise, and with one seed of pre-training, it cannot
 be told. The interval is Student's 95% interval over seeds of pre-training. The average has the
-headline scores of all tasks, two or more, that these runs share (`analysis/ablation_results.py`).
+headline scores of all tasks, two or more, that these runs share (`analysis/ablation_glue.py`).
 
 Frontier. `minilm report` computes the frontiers of `paper` and `together` over all sizes, seeds and
 schedule lengths. The report compares two power laws with one, gives their break, and counts the

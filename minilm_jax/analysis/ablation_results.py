@@ -9,36 +9,34 @@ on a changed field is the first that applies to the 95% interval of the speed-up
     does not             the interval lies below 1.5
     cannot be told       otherwise, and with one seed
 
-An ablation of several fields has no verdict, as the cause could be any of the fields.
-
-The verdict on GLUE depends on the difference of the averages, ablation minus base. The 95% interval
-is over pairs of pre-training seeds:
-
-    no worse on GLUE     the interval lies above -1 point, the smallest relevant effect
-    worse on GLUE        the interval lies below -1 point
-    cannot be told       otherwise, and with one pair
+An ablation of several fields has no verdict, as the cause could be any of the fields. The verdict on
+GLUE is that of `ablation_glue.py`.
 """
 
-import collections
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from minilm_jax.analysis import frontier, scores
+from minilm_jax.analysis import frontier
+from minilm_jax.analysis.ablation_glue import (
+  AVERAGE,
+  ONE_SEED,
+  OPEN,
+  Contrast,
+  GlueRow,
+  classify_glue,
+)
 from minilm_jax.analysis.ablations import WORDS, Ablation, AblationAtSize, Comparison
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
-from minilm_jax.analysis.runs import group_by
-from minilm_jax.analysis.scores import TRAININGS, Contrast, PairedScores, ScoreRow
+from minilm_jax.analysis.number_format import format_interval
+from minilm_jax.analysis.runs import group_by, to_float
+from minilm_jax.analysis.scores import compute_difference, make_group
 from minilm_jax.tasks import metrics
 
 CAUSES, SHORTENS, LENGTHENS, NOT = 'causes the plateau', 'shortens it', 'lengthens it', 'does not'
-OPEN, ONE_SEED = 'cannot be told', 'cannot be told from one seed'
-NO_WORSE, WORSE = 'no worse on GLUE', 'worse on GLUE'
 CAUSES_ABOVE, SHORTENS_ABOVE, UNCHANGED_BELOW = 2.0, 1.0, 1.5
-GLUE_MARGIN = 0.01  # one point of score
-AVERAGE = 'average'
 AT_LEAST, AT_MOST, NEITHER_LEFT = 'at least', 'at most', 'neither left'
 _LOSS_PARTS = 0.25, 0.5, 1.0  # shares of the FLOPs of the base run
 # The last loss of a run counts up to this factor of its FLOPs, as ablations differ little in cost.
@@ -46,23 +44,6 @@ _MAX_OVERSHOOT = 1.02
 # The cost of a run until it reaches a target, and its bound: AT_LEAST for the cost of a run that
 # ends before, AT_MOST for that of the first evaluation of a run that is then past the target, or ''.
 CostToReach = tuple[float, str]
-
-
-@dataclasses.dataclass(frozen=True)
-class GlueRow:
-  """Scores of an ablation and the base on one task, or on average over tasks.
-
-  Attributes:
-    task: task of GLUE, or `AVERAGE`.
-    tasks: tasks of the average.
-    score: difference of the scores, as shares.
-  """
-
-  change: str
-  shape: str
-  task: str
-  tasks: tuple[str, ...]
-  score: Contrast
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +68,7 @@ class PairedRatio:
     """Returns the ratio, as in `3.10 [2.20, 4.40]` or `at least 3.10`, or else the bound."""
     if not math.isfinite(self.value):
       return self.bound
-    return f'{self.bound} {scores.format_interval(self.value, self.low, self.high, ".2f")}'.strip()
+    return f'{self.bound} {format_interval(self.value, self.low, self.high, ".2f")}'.strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,39 +121,6 @@ class AblationRow:
   note: str
 
 
-def find_glue_rows(part: AblationAtSize, rows: Sequence[ScoreRow]) -> list[GlueRow]:
-  """Returns the average and the tasks of each ablation with a seed that the base also has."""
-  averaged = [row for row in rows if scores.is_averaged(row)]
-  base = part.base.curves
-  glue_rows = []
-  for change in part.changes:
-    pairs = [(base[seed].name, curve.name) for seed, curve in change.curves.items() if seed in base]
-    for task, tasks, contrast in _contrast_tasks(scores.pair_scores(pairs, averaged)):
-      glue_rows.append(GlueRow(change.name, part.shape, task, tasks, contrast))
-  return glue_rows
-
-
-def _contrast_tasks(paired: PairedScores) -> Iterator[tuple[str, tuple[str, ...], Contrast]]:
-  """Yields the average over tasks with one protocol, if possible, and then each task."""
-  counts = collections.Counter(key.task for key in paired)
-  differences = scores.describe_differences(
-    [*paired], lambda key: key.task, ('split', 'train_examples', 'protocol')
-  )
-  names = {
-    key: ', '.join(filter(None, (key.task + (' (filtered)' if key.filtered else ''), difference)))
-    for key, difference in zip(paired, differences, strict=True)
-  }
-  single = [key for key in paired if counts[key.task] == 1]
-  pairs = set().union(*(paired[key] for key in single))
-  shared = [key for key in single if paired[key].keys() == pairs]
-  if len(shared) > 1:
-    average = scores.average_contrast([paired[key] for key in shared])
-    if average.n:
-      yield AVERAGE, tuple(names[key] for key in shared), average
-  for key, by_pair in paired.items():
-    yield names[key], (), scores.average_contrast([by_pair])
-
-
 def compute_ratio(
   base: Mapping[int, CostToReach], change: Mapping[int, CostToReach]
 ) -> PairedRatio:
@@ -194,9 +142,9 @@ def compute_ratio(
   counts = len(base), len(change), base.keys() == change.keys()
   if is_at_least and is_at_most:
     return PairedRatio(math.nan, math.nan, math.nan, NEITHER_LEFT, *counts)
-  logs = scores.compute_difference(
+  logs = compute_difference(
     *(
-      scores.make_group({seed: math.log(cost) for seed, (cost, _) in side.items()})
+      make_group({seed: math.log(cost) for seed, (cost, _) in side.items()})
       for side in (base, change)
     )
   )
@@ -288,7 +236,7 @@ def interpolate_loss(curve: LossCurve, flops: float) -> float:
 
 def _average(values: Iterable[float | None]) -> float:
   """Returns the mean over seeds; nan without seeds or with a missing value."""
-  numbers = [math.nan if value is None else value for value in values]
+  numbers = [to_float(value) for value in values]
   return float(np.mean(numbers)) if numbers else math.nan
 
 
@@ -342,13 +290,6 @@ def classify_speed_up(fields: Sequence[str], speed: PairedRatio) -> str:
     (NOT, speed.high < UNCHANGED_BELOW),
   )
   return next((verdict for verdict, holds in rules if holds), OPEN)
-
-
-def classify_glue(score: Contrast) -> str:
-  """Returns the verdict on the average of GLUE."""
-  if score.of != TRAININGS or score.n < 2:
-    return ONE_SEED if score.n else ''
-  return NO_WORSE if score.low > -GLUE_MARGIN else WORSE if score.high < -GLUE_MARGIN else OPEN
 
 
 def _make_row(
@@ -407,19 +348,19 @@ def _format_exits(change: Ablation, level: float | None) -> dict[str, tuple[str,
   Without an exit, the text is 'not within' and the length of the run. Without a level, there are no
   texts.
   """
-  exits: list[tuple[str, ...]] = []
-  for seed, index in _find_exits(change, level).items() if level is not None else ():
-    curve = change.curves[seed]
-    prefix = 'not within ' if index == -1 else ''
-    exits.append(
-      (
-        f'{prefix}{curve.updates[index]}',
-        f'{prefix}{curve.tokens[index]:.0f}',
-        f'{prefix}{curve.flops(ACTUAL)[index]:.4g}',
-      )
+  exits = _find_exits(change, level) if level is not None else {}
+  formats: dict[str, Callable[[LossCurve, int], str]] = {
+    'updates_to_leave': lambda curve, index: f'{curve.updates[index]}',
+    'tokens_to_leave': lambda curve, index: f'{curve.tokens[index]:.0f}',
+    'flops_to_leave': lambda curve, index: f'{curve.flops(ACTUAL)[index]:.4g}',
+  }
+  return {
+    field: tuple(
+      ('not within ' if index == -1 else '') + form(change.curves[seed], index)
+      for seed, index in exits.items()
     )
-  updates, tokens, flops = zip(*exits, strict=True) if exits else ((), (), ())
-  return {'updates_to_leave': updates, 'tokens_to_leave': tokens, 'flops_to_leave': flops}
+    for field, form in formats.items()
+  }
 
 
 def _list_notes(change: Ablation, level: float | None) -> Iterator[str]:

@@ -15,6 +15,7 @@ from minilm_jax.analysis.frontier import Plateau, Point
 from minilm_jax.analysis.laws import broken_laws
 from minilm_jax.analysis.laws.power_laws import LOGS, PIECES, POWER, Fit
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
+from minilm_jax.analysis.number_format import format_interval
 from minilm_jax.analysis.scaling_fits import (
   ENDS,
   ENVELOPE,
@@ -22,7 +23,6 @@ from minilm_jax.analysis.scaling_fits import (
   WITHOUT_PLATEAU,
   select_points,
 )
-from minilm_jax.analysis.scores import format_interval
 from minilm_jax.core.errors import InputError
 
 # FLOPs at which paper 1 splits its frontier; the published constants are those of the two sides.

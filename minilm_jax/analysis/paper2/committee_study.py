@@ -18,7 +18,7 @@ from etils import epath
 from minilm_jax.analysis import runs, scores
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
 from minilm_jax.analysis.runs import LatencyRow
-from minilm_jax.analysis.scores import TUNINGS, ScoreRow
+from minilm_jax.analysis.scores import ScoreRow
 from minilm_jax.analysis.training_sets import TrainingSet
 from minilm_jax.core import files, paths, run_dir
 from minilm_jax.core.errors import InputError
@@ -504,8 +504,8 @@ def _match_cost(
   size = min(known, key=lambda size: abs(math.log(ratios[size])))
   by_committee, by_rival = by_size[size - 1].scores, rival.scores
   seeds = sorted(by_committee.keys() & by_rival.keys())
-  pairs = [(by_rival[seed], by_committee[seed]) for seed in seeds]
-  contrast = scores.make_contrast(pairs, TUNINGS)
+  committee, theirs = np.array([(by_committee[seed], by_rival[seed]) for seed in seeds]).T
+  low, high = metrics.confidence_interval(committee - theirs)
   return Match(
     task=task,
     rival=rival.name,
@@ -513,10 +513,10 @@ def _match_cost(
     members=size,
     of=len(by_size),
     ratio=ratios[size],
-    committee=contrast.value,
-    theirs=contrast.base,
-    difference=contrast.difference,
-    low=contrast.low,
-    high=contrast.high,
-    seeds=contrast.n,
+    committee=float(committee.mean()),
+    theirs=float(theirs.mean()),
+    difference=float((committee - theirs).mean()),
+    low=low,
+    high=high,
+    seeds=len(seeds),
   )

@@ -1,6 +1,6 @@
 """Writes the comparison of ablations with a base recipe: page, tables and figures.
 
-The numbers come from `ablations` and `ablation_results`, the figures from `compare_figures`.
+The numbers come from `ablation_results` and `ablation_glue`, the figures from `compare_figures`.
 """
 
 import math
@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import rich.table
 from etils import epath
 
-from minilm_jax.analysis import ablation_results, ablations, runs
+from minilm_jax.analysis import ablation_glue, ablation_results, ablations, runs
+from minilm_jax.analysis.ablation_glue import AVERAGE, TRAININGS, GlueRow
 from minilm_jax.analysis.ablation_results import (
-  AVERAGE,
   CAUSES,
   CAUSES_ABOVE,
   LENGTHENS,
@@ -19,9 +19,9 @@ from minilm_jax.analysis.ablation_results import (
   SHORTENS,
   UNCHANGED_BELOW,
   AblationRow,
-  GlueRow,
 )
 from minilm_jax.analysis.ablations import Comparison
+from minilm_jax.analysis.number_format import NONE, format_interval, format_points
 from minilm_jax.analysis.report import compare_figures, figures, html
 from minilm_jax.analysis.report.sections import (
   Answer,
@@ -32,14 +32,7 @@ from minilm_jax.analysis.report.sections import (
   list_section,
   to_terminal,
 )
-from minilm_jax.analysis.scores import (
-  NONE,
-  TRAININGS,
-  format_interval,
-  format_points,
-  make_score_table,
-  select_main,
-)
+from minilm_jax.analysis.scores import make_score_table, select_main
 from minilm_jax.core import lock, recipe
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.files import write_bytes
@@ -111,7 +104,7 @@ def compare(
   comparison = ablations.read_comparison(bases, folders)
   levels = ablation_results.find_levels(comparison, level)
   scores = select_main(make_score_table(runs.read_scores(comparison.run_paths)))
-  glue = {part.shape: ablation_results.find_glue_rows(part, scores) for part in comparison.shapes}
+  glue = {part.shape: ablation_glue.find_glue_rows(part, scores) for part in comparison.shapes}
   tables = {
     part.shape: ablation_results.make_rows(part, levels, glue[part.shape])
     for part in comparison.shapes

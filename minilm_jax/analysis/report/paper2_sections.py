@@ -15,6 +15,12 @@ from matplotlib.ticker import MaxNLocator
 
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.loss_curves import LossCurve
+from minilm_jax.analysis.number_format import (
+  NONE,
+  format_interval,
+  format_points,
+  format_points_interval,
+)
 from minilm_jax.analysis.paper2 import claims, committee_study, pretraining_gap
 from minilm_jax.analysis.paper2.claims import CLAIMS, ClaimResults, Verdict
 from minilm_jax.analysis.paper2.committee_study import CommitteeRow, Match
@@ -23,13 +29,7 @@ from minilm_jax.analysis.report import figures, scaling_figures
 from minilm_jax.analysis.report.figures import COLORS, DASHES, Drawing, arrange_panels
 from minilm_jax.analysis.report.sections import Answer, Section, TableFormat, as_csv, list_section
 from minilm_jax.analysis.runs import LatencyRow
-from minilm_jax.analysis.scores import (
-  NONE,
-  ScoreRow,
-  format_interval,
-  format_points,
-  format_points_interval,
-)
+from minilm_jax.analysis.scores import ScoreRow
 from minilm_jax.tasks import committee_scores
 from minilm_jax.tasks.committee_scores import LOGIT, MEMBERS, PROBABILITY
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from minilm_jax.analysis import correlation, cost_effectiveness, scaling_study
+from minilm_jax.analysis.averages import Average, select_latest
 from minilm_jax.analysis.correlation import (
   LOSS,
   MIN_VERDICT_MODELS,
@@ -26,6 +27,7 @@ from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.laws import power_laws
 from minilm_jax.analysis.laws.power_laws import PIECES, POWER
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
+from minilm_jax.analysis.number_format import format_interval
 from minilm_jax.analysis.report import figures, scaling_figures, scaling_tables
 from minilm_jax.analysis.report.figures import Drawing
 from minilm_jax.analysis.report.scaling_figures import GAIN, SCORE, FittedLine
@@ -44,7 +46,7 @@ from minilm_jax.analysis.scaling_study import (
   format_constant,
   select_laws,
 )
-from minilm_jax.analysis.scores import Average, ScoreRow, format_interval, select_latest
+from minilm_jax.analysis.scores import ScoreRow
 from minilm_jax.core.errors import InputError, to_json_types
 
 MIN_MODELS = 2  # of a scaling study

@@ -10,8 +10,8 @@ from minilm_jax.analysis.correlation import Estimate
 from minilm_jax.analysis.cost_effectiveness import Depth, Step
 from minilm_jax.analysis.laws.power_laws import Fit, clip_exp
 from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, KAPLAN, LossCurve
+from minilm_jax.analysis.number_format import NONE, format_interval
 from minilm_jax.analysis.report.sections import TableFormat
-from minilm_jax.analysis.scores import NONE, format_interval
 
 
 def format_number(value: float | None, form: str = ',.4g') -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import rich.table
 
-from minilm_jax.analysis.scores import NONE
+from minilm_jax.analysis.number_format import NONE
 from minilm_jax.core.errors import sanitize
 
 

@@ -7,22 +7,22 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from minilm_jax.analysis.averages import Average, average_tasks, select_latest
+from minilm_jax.analysis.number_format import (
+  NONE,
+  format_interval,
+  format_points,
+  format_points_interval,
+)
 from minilm_jax.analysis.report.sections import Answer, Section, TableFormat, to_terminal
 from minilm_jax.analysis.runs import RunRow
 from minilm_jax.analysis.scores import (
   ALL,
-  NONE,
-  Average,
   Group,
   ScoreLine,
   ScoreRow,
-  average_tasks,
   describe_differences,
-  format_interval,
-  format_points,
-  format_points_interval,
   make_score_table,
-  select_latest,
   select_main,
   subtract_by_seed,
 )
