@@ -132,7 +132,7 @@ def find_verdicts(
       _decide_gain(by_series, sets, limits),
       _decide_growth(2, SIZE, gaps, by_series, limits),
       _decide_growth(3, OVERLAP, gaps, by_series, limits),
-      _decide_committee(comparison, latencies, _list_contestants(comparison, sets), limits),
+      _decide_committee(comparison, latencies, sets, limits),
     ],
     [f'{name}: {reason}' for name, reason in excluded.items()],
     committee_study.find_matches(comparison, measurements),
@@ -148,7 +148,7 @@ def find_limits(
   for same_tokenizer in by_tokenizer.values():
     names = [training_set.name for training_set in same_tokenizer if training_set.name in curves]
     level = frontier.find_plateau_level([curves[name] for name in names])
-    for name in names if level is not None else ():
+    for name in names:
       plateau = frontier.find_plateau(curves[name], level, ACTUAL)
       if plateau is not None and plateau.exit is None:
         limits[name].append(f'{name} is on the plateau of word frequencies')
@@ -157,18 +157,6 @@ def find_limits(
       epochs = f'{training_set.epochs:.2g} of {PAPER_EPOCHS} epochs'
       limits[name].append(f'{name} has {epochs} of the paper')
   return limits
-
-
-def _list_contestants(
-  comparison: CommitteeComparison, sets: Mapping[str, TrainingSet]
-) -> list[str]:
-  """Returns the pre-training runs with the shape of a member or of the deep model."""
-  shapes = {*comparison.shapes, comparison.deep_shape}
-  return [
-    name
-    for name, training_set in sets.items()
-    if runs.encode_latency_shape(training_set.model) in shapes
-  ]
 
 
 def _find_excluded(
@@ -200,35 +188,32 @@ def _decide_gain(
   """Decides claim 1 by the runs of each task and model on the largest set that no task selected."""
   differences, by_pretraining, collapsed, used = {}, {}, 0, []
   for series, rows in by_series.items():
-    for key in dict.fromkeys(sets[name].key for name in rows):
-      same_model = [name for name in rows if sets[name].key == key]
-      scratch = next((rows[name].scratch for name in same_model if rows[name].scratch.n), None)
-      if scratch is None:
-        continue
+    for same_model in runs.group_by(rows, lambda name: sets[name].key).values():
+      borrowed = next((rows[name].scratch for name in same_model if rows[name].scratch.n), None)
       candidates = [
         name for name in same_model if not sets[name].selected and rows[name].pretrained.n
       ]
-      max_rows = max((sets[name].rows for name in candidates), default=0)
+      if borrowed is None or not candidates:
+        continue
+      max_rows = max(sets[name].rows for name in candidates)
       largest = [name for name in candidates if sets[name].rows == max_rows]
       used += largest
-      pairs = [
-        (rows[name].pretrained, rows[name].scratch if rows[name].scratch.n else scratch)
-        for name in largest
-      ]
-      if pairs:
-        by_pair = [scores.subtract_by_seed(*(group.by_seed for group in pair)) for pair in pairs]
-        title = f'{series} ({", ".join(largest)})'
-        differences[title] = pretraining_gap.average_common_seeds(by_pair)
-        named_pairs = zip(largest, by_pair, strict=True)
-        by_seed = runs.group_by(named_pairs, lambda named: sets[named[0]].seed)
-        by_pretraining[title] = {
-          seed: float(
-            np.mean([pair[tuning] for _, pair in same_seed for tuning in differences[title]])
-          )
-          for seed, same_seed in by_seed.items()
-          if differences[title]
-        }
-        collapsed += sum(group.collapsed for pair in pairs for group in pair)
+      by_run = {}
+      for name in largest:
+        pretrained = rows[name].pretrained
+        scratch = rows[name].scratch if rows[name].scratch.n else borrowed
+        by_run[name] = scores.subtract_by_seed(pretrained.by_seed, scratch.by_seed)
+        collapsed += pretrained.collapsed + scratch.collapsed
+      title = f'{series} ({", ".join(largest)})'
+      differences[title] = pretraining_gap.average_common_seeds(list(by_run.values()))
+      by_seed = runs.group_by(largest, lambda name: sets[name].seed)
+      by_pretraining[title] = {
+        seed: float(
+          np.mean([by_run[name][tuning] for name in names for tuning in differences[title]])
+        )
+        for seed, names in by_seed.items()
+        if differences[title]
+      }
   needed = 'scores of one task, pre-trained and from scratch'
   return _decide(
     1, differences, collapsed, needed, _join_limits(used, limits), by_pretraining=by_pretraining
@@ -277,10 +262,16 @@ def _decide_growth(
 def _decide_committee(
   comparison: CommitteeComparison,
   latencies: Sequence[LatencyRow],
-  contestants: Sequence[str],
+  sets: Mapping[str, TrainingSet],
   limits: Mapping[str, list[str]],
 ) -> Verdict:
   """Decides claim 4 by score and latency: the claim fails if either part fails."""
+  shapes = {*comparison.shapes, comparison.deep_shape}
+  contestants = [
+    name
+    for name, training_set in sets.items()
+    if runs.encode_latency_shape(training_set.model) in shapes
+  ]
   accuracy = _decide(
     4,
     comparison.differences,
@@ -289,8 +280,7 @@ def _decide_committee(
     _join_limits(contestants, limits),
     (-MARGIN, -MARGIN),
   )
-  latency, timed, missing = committee_study.compare_latency(comparison, latencies)
-  value, low, high = latency
+  (value, low, high), timed, missing = committee_study.compare_latency(comparison, latencies)
   latency_verdict = HOLDS if high < 1 else FAILS if low > 1 else OPEN
   if latency_verdict == OPEN and not missing:
     missing = 'more rounds of minilm latency, as the interval of the ratio contains 1'
@@ -337,19 +327,17 @@ def _decide(
     limits = [*limits, f'{collapsed} scores are of constant predictions']
   is_below = low <= above and high < below
   verdict = HOLDS if low > above else FAILS if is_below and not limits else OPEN
-  missing = ''
-  if verdict == OPEN:
-    missing = (
-      f'a narrower interval, from more than {len(values)} seeds of {means.seeds_of} or larger runs'
-    )
-    if is_below:
-      missing = 'runs without the limits of the budget'
-    elif not numbers:
-      missing = needed
-    elif len(values) < 2:
-      missing = (
-        'two seeds of fine-tuning that are scored in every task, pre-trained and from scratch'
-      )
+  missing = (
+    f'a narrower interval, from more than {len(values)} seeds of {means.seeds_of} or larger runs'
+  )
+  if verdict != OPEN:
+    missing = ''
+  elif is_below:
+    missing = 'runs without the limits of the budget'
+  elif not numbers:
+    missing = needed
+  elif len(values) < 2:
+    missing = 'two seeds of fine-tuning that are scored in every task, pre-trained and from scratch'
   return Verdict(
     claim=claim,
     verdict=verdict,

@@ -25,7 +25,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from etils import epath
-from jaxtyping import Float
 
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.scores import (
@@ -41,7 +40,6 @@ from minilm_jax.tasks.metrics import confidence_interval
 SIZE, OVERLAP = 'size', 'overlap'  # axes
 FINETUNING, PRETRAINING = 'fine-tuning', 'pre-training'  # kinds of seeds
 MIN_LEVELS = 2  # in a slope
-_POINTS = 100  # slopes by overlap are for 0.01
 # Minimal distance of two levels, in doublings of tokens and in points of overlap.
 _MIN_LEVEL_DISTANCE = {SIZE: 0.02, OVERLAP: 0.2}
 _SAME_SIZE_FACTOR = 1.01  # sizes within this factor count as equal
@@ -79,6 +77,16 @@ class Gap:
   pretraining_seed: int
   seeds: tuple[int, ...]
   values: tuple[float, ...]
+
+  @property
+  def by_seed(self) -> dict[int, float]:
+    """Values by seed."""
+    return dict(zip(self.seeds, self.values, strict=True))
+
+  @property
+  def position(self) -> float:
+    """Position on the axis: the tokens in doublings, or the overlap in points."""
+    return math.log2(self.tokens) if self.axis == SIZE else 100 * self.overlap
 
 
 @dataclasses.dataclass(frozen=True)
@@ -288,23 +296,6 @@ def _sort_by(sets: Iterable[TrainingSet], field: str) -> list[TrainingSet]:
   return sorted(sets, key=lambda training_set: (getattr(training_set, field), training_set.name))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Line:
-  """The points of one series and comparison.
-
-  Attributes:
-    x: sizes or overlaps.
-    y: gaps by seed; the mean alone if the runs have fewer than two common seeds.
-    num_levels: number of distinct sizes or overlaps.
-    seeds: seeds of the rows of y; empty with fewer than two common seeds.
-  """
-
-  x: Float[np.ndarray, 'R']
-  y: Float[np.ndarray, 'S R']
-  num_levels: int
-  seeds: Sequence[int]
-
-
 def fit_slopes(points: Iterable[Gap]) -> list[Slope]:
   """Returns the slope of each series and the mean slope of comparisons with several series."""
   slopes = []
@@ -312,9 +303,7 @@ def fit_slopes(points: Iterable[Gap]) -> list[Slope]:
   for (axis, comparison), same_comparison in compared.items():
     by_series = runs.group_by(same_comparison, lambda point: point.series)
     tasks = {
-      series: [gaps]
-      for series, gaps in by_series.items()
-      if _make_line(gaps).num_levels >= MIN_LEVELS
+      series: [gaps] for series, gaps in by_series.items() if _count_levels(gaps) >= MIN_LEVELS
     }
     if len(tasks) > 1:
       tasks[f'mean of {len(tasks)} tasks'] = [gaps for (gaps,) in tasks.values()]
@@ -325,22 +314,24 @@ def fit_slopes(points: Iterable[Gap]) -> list[Slope]:
 
 
 def fit_seed_slopes(points: Sequence[Gap]) -> dict[int, float]:
-  """Returns the slope for each common seed of fine-tuning; empty if all points have one level."""
-  line = _make_line(points)
-  if line.num_levels < MIN_LEVELS:
+  """Returns the slope for each common seed of fine-tuning.
+
+  The result is empty if all points have one level, or with fewer than two common seeds.
+  """
+  seeds = _list_common_seeds(points)
+  if _count_levels(points) < MIN_LEVELS or len(seeds) < 2:
     return {}
-  return {seed: _fit_line(line.x, y) for seed, y in zip(line.seeds, line.y)}
+  return {seed: _fit_line(points, [point.by_seed[seed] for point in points]) for seed in seeds}
 
 
 def fit_pretraining_slopes(points: Sequence[Gap]) -> dict[int, float]:
   """Returns the slope of the mean gaps for each seed of pre-training that all levels have."""
-  num_levels = _make_line(points).num_levels
+  num_levels = _count_levels(points)
   by_seed = runs.group_by(points, lambda point: point.pretraining_seed)
-  lines = {seed: _make_line(same_seed) for seed, same_seed in by_seed.items()}
   return {
-    seed: _fit_line(line.x, line.y.mean(0))
-    for seed, line in lines.items()
-    if line.num_levels == num_levels >= MIN_LEVELS
+    seed: _fit_line(same_seed, _average_gaps(same_seed))
+    for seed, same_seed in by_seed.items()
+    if _count_levels(same_seed) == num_levels >= MIN_LEVELS
   }
 
 
@@ -368,35 +359,38 @@ def average_common_seeds(numbers: Sequence[BySeed]) -> dict[int, float]:
   return {seed: float(np.mean([by_seed[seed] for by_seed in numbers])) for seed in sorted(common)}
 
 
-def _make_line(points: Sequence[Gap]) -> _Line:
-  axis = points[0].axis
-  x = np.array(
-    [math.log2(point.tokens) if axis == SIZE else _POINTS * point.overlap for point in points]
-  )
-  num_levels = 1 + int(np.sum(np.diff(np.sort(x)) > _MIN_LEVEL_DISTANCE[axis]))
-  seeds = sorted(set.intersection(*(set(point.seeds) for point in points)))
-  if len(seeds) > 1:
-    by_seed = [dict(zip(point.seeds, point.values, strict=True)) for point in points]
-    y = np.array([[gaps[seed] for gaps in by_seed] for seed in seeds])
-    return _Line(x, y, num_levels, seeds)
-  means = [point.pretrained - point.scratch for point in points]
-  return _Line(x, np.array([means]), num_levels, ())
+def _count_levels(points: Sequence[Gap]) -> int:
+  """Returns the number of distinct sizes or overlaps."""
+  distances = np.diff(np.sort([point.position for point in points]))
+  return 1 + int(np.sum(distances > _MIN_LEVEL_DISTANCE[points[0].axis]))
 
 
-def _fit_line(x: Float[np.ndarray, 'R'], y: Float[np.ndarray, 'R']) -> float:
+def _list_common_seeds(points: Sequence[Gap]) -> list[int]:
+  return sorted(set.intersection(*(set(point.seeds) for point in points)))
+
+
+def _average_gaps(points: Sequence[Gap]) -> Sequence[float]:
+  """Returns the mean gap of each point over common seeds or, with fewer than two, over its own."""
+  seeds = _list_common_seeds(points)
+  if len(seeds) < 2:
+    return [point.pretrained - point.scratch for point in points]
+  return np.mean([[point.by_seed[seed] for point in points] for seed in seeds], axis=0).tolist()
+
+
+def _fit_line(points: Sequence[Gap], gaps: Sequence[float]) -> float:
   """Returns the slope of the least-squares line."""
+  x = np.array([point.position for point in points])
   dx = x - x.mean()
-  return float(dx @ y / (dx @ dx))
+  return float(dx @ np.asarray(gaps) / (dx @ dx))
 
 
 def _fit_slope(names: tuple[str, str, str], tasks: Sequence[Sequence[Gap]]) -> Slope:
   """Returns the mean slope over tasks; `names` are axis, series and comparison."""
-  lines = [_make_line(gaps) for gaps in tasks]
   by_pretraining = [fit_pretraining_slopes(gaps) for gaps in tasks]
   means = average_seeds([fit_seed_slopes(gaps) for gaps in tasks], by_pretraining)
   # Without common seeds, the slope is that of the mean gaps.
-  slopes = means.values or [_fit_line(line.x, line.y.mean(0)) for line in lines]
-  levels = min(line.num_levels for line in lines)
+  slopes = means.values or [_fit_line(gaps, _average_gaps(gaps)) for gaps in tasks]
+  levels = min(map(_count_levels, tasks))
   notes = []
   if levels == MIN_LEVELS:
     notes.append('two levels alone, so the form of the growth is unknown')
@@ -408,9 +402,9 @@ def _fit_slope(names: tuple[str, str, str], tasks: Sequence[Sequence[Gap]]) -> S
     )
   return Slope(
     *names,
-    points=max(len(line.x) for line in lines),
+    points=max(map(len, tasks)),
     levels=levels,
-    tasks=len(lines),
+    tasks=len(tasks),
     seeds=len(means.values),
     seeds_of=means.seeds_of,
     slope=float(np.mean(slopes)),
