@@ -16,8 +16,9 @@ from etils import epath
 
 from minilm_jax.analysis import frontier, runs, scores, training_sets
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
-from minilm_jax.analysis.paper2 import committee_study, pretraining_gap
-from minilm_jax.analysis.paper2.committee_study import CommitteeComparison, Match, Measurements
+from minilm_jax.analysis.paper2 import committee_study, equal_cost, pretraining_gap
+from minilm_jax.analysis.paper2.committee_study import CommitteeComparison
+from minilm_jax.analysis.paper2.equal_cost import Match, Measurements
 from minilm_jax.analysis.paper2.pretraining_gap import OVERLAP, SIZE, BySeed, Gap
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import ScoreRow, make_score_table, select_main
@@ -135,7 +136,7 @@ def find_verdicts(
       _decide_committee(comparison, latencies, sets, limits),
     ],
     [f'{name}: {reason}' for name, reason in excluded.items()],
-    committee_study.find_matches(comparison, measurements),
+    equal_cost.find_matches(comparison, measurements),
   )
 
 

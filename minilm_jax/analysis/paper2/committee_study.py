@@ -1,4 +1,4 @@
-"""Compares committees with a deep model, and with rivals of equal FLOPs, parameters or latency.
+"""Compares committees with a deep model by score and latency.
 
 A committee predicts by the mean probability of its members. Its members are pre-trained models with
 one seed of fine-tuning. A folder of `minilm committee` thus has a committee for each seed, and
@@ -9,14 +9,13 @@ with the most pre-training count.
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from minilm_jax.analysis import runs, scores
-from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
 from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import ScoreRow
 from minilm_jax.analysis.training_sets import TrainingSet
@@ -24,12 +23,9 @@ from minilm_jax.core import files, paths, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import committee_scores, metrics
 
-KIND, CARD = 'committee', 'classifier.json'
-STUDY = 'committee.json'
+KIND, STUDY = 'committee', 'committee.json'
 NEEDED = 'committees of two or more members, some with convolutions, for two seeds of fine-tuning'
 NEEDED_DEEP = 'a deeper model without convolutions that is fine-tuned on the same task'
-TRAINING, PARAMETERS, LATENCY = COSTS = ('training FLOPs', 'parameters', 'latency')
-BySeed = Mapping[int, float]  # seed of fine-tuning: score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +52,7 @@ def read_committee_rows(run_paths: Mapping[str, epath.Path]) -> list[CommitteeRo
     study = files.read_object(path / STUDY, f'the study of the committee {path}')
     try:
       # Committees of earlier versions have one head a member.
-      heads = tuple(study['heads']) if 'heads' in study else (1,) * study['members']
+      heads = tuple(study.get('heads') or (1,) * study['members'])
       for line in study['lines']:
         numbers = {field: runs.to_float(line[field]) for field in ('mean', 'low', 'high')}
         rows.append(
@@ -119,6 +115,15 @@ class SeedCommittee:
     """Task, metric, split and number of examples, which comparable scores share."""
     return self.task, self.headline, self.split, self.examples
 
+  def has_same_test(self, row: ScoreRow) -> bool:
+    """Returns whether a row has scores on the same examples by the same metric."""
+    return row.headline and (row.task, row.metric, row.split, row.examples) == self.test
+
+  def is_shallower(self, training_set: TrainingSet) -> bool:
+    """Returns whether the model of a run is deeper than all members and has no convolutions."""
+    model = training_set.model  # of old runs without the field of convolutions
+    return not model.get('convolutions') and model['num_layers'] > self.layers
+
 
 @dataclasses.dataclass(frozen=True)
 class CommitteeComparison:
@@ -166,7 +171,12 @@ def _read_folder(
 ) -> Iterator[SeedCommittee]:
   entries = files.read_json(path / run_dir.MANIFEST, f'the members of {path}')['members']
   members = [
-    (files.read_json(path / entry['folder'] / CARD, f'a member of the committee {path}'), entry)
+    (
+      files.read_json(
+        path / entry['folder'] / run_dir.CLASSIFIER, f'a member of the committee {path}'
+      ),
+      entry,
+    )
     for entry in entries
   ]
   pretrained = [(card, entry) for card, entry in members if card['step'] >= 0]  # -1 from scratch
@@ -231,14 +241,12 @@ def compare_with_deep(
   ):
     differences, deep_shape = {}, ''
     collapsed = sum(committee.collapsed for committee in same_kind)
-    for (task, split), same_task in _group_by_task(same_kind).items():
+    for (task, split), same_task in group_by_task(same_kind).items():
       rivals = _select_deepest(same_task[0], rows, sets)
       if not rivals:
         continue
-      by_committee = _average_by_seed(
-        [{committee.seed: committee.value} for committee in same_task]
-      )
-      by_deep = _average_by_seed([row.pretrained.by_seed for row in rivals])
+      by_committee = average_by_seed((committee.seed, committee.value) for committee in same_task)
+      by_deep = average_by_seed(item for row in rivals for item in row.pretrained.by_seed.items())
       folders = ', '.join(dict.fromkeys(committee.folder for committee in same_task))
       checkpoints = ', '.join(dict.fromkeys(row.checkpoint for row in rivals))
       name = f'{task}, {split}: {folders} against {checkpoints}'
@@ -251,20 +259,11 @@ def compare_with_deep(
   return missing
 
 
-def _group_by_task(
-  committees: Sequence[SeedCommittee],
+def group_by_task(
+  committees: Iterable[SeedCommittee],
 ) -> dict[tuple[str, str], list[SeedCommittee]]:
+  """Returns the committees by task and split."""
   return runs.group_by(committees, lambda committee: (committee.task, committee.split))
-
-
-def _is_same_test(row: ScoreRow, committee: SeedCommittee) -> bool:
-  """Returns whether a row and a committee have scores on the same examples by the same metric."""
-  return row.headline and (row.task, row.metric, row.split, row.examples) == committee.test
-
-
-def _is_deeper(training_set: TrainingSet, committee: SeedCommittee) -> bool:
-  model = training_set.model  # of old runs without the field of convolutions
-  return not model.get('convolutions') and model['num_layers'] > committee.layers
 
 
 def _select_deepest(
@@ -277,24 +276,23 @@ def _select_deepest(
   candidates = [
     row
     for row in rows
-    if _is_same_test(row, committee)
+    if committee.has_same_test(row)
     and row.checkpoint in sets
     and row.pretrained.n
-    and _is_deeper(sets[row.checkpoint], committee)
+    and committee.is_shallower(sets[row.checkpoint])
   ]
   same_rows = [row for row in candidates if sets[row.checkpoint].rows == committee.rows]
-  ranks = [
-    (sets[row.checkpoint].model['num_layers'], sets[row.checkpoint].rows_seen)
-    for row in same_rows or candidates
-  ]
-  return [row for row, rank in zip(same_rows or candidates, ranks) if rank == max(ranks)]
+  by_rank = runs.group_by(
+    same_rows or candidates,
+    lambda row: (sets[row.checkpoint].model['num_layers'], sets[row.checkpoint].rows_seen),
+  )
+  return by_rank[max(by_rank)] if by_rank else []
 
 
-def _average_by_seed(scores_by_seed: Sequence[BySeed]) -> dict[int, float]:
-  """Returns the mean score of each seed."""
-  items = [item for by_seed in scores_by_seed for item in by_seed.items()]
-  by_seed = runs.group_by(items, lambda item: item[0])
-  return {seed: float(np.mean([score for _, score in same])) for seed, same in by_seed.items()}
+def average_by_seed(scored: Iterable[tuple[int, float]]) -> dict[int, float]:
+  """Returns the mean score of each seed, from pairs of seed and score."""
+  by_seed = runs.group_by(scored, lambda pair: pair[0])
+  return {seed: float(np.mean([score for _, score in pairs])) for seed, pairs in by_seed.items()}
 
 
 def compare_latency(
@@ -310,7 +308,7 @@ def compare_latency(
   """
   size = len(comparison.shapes)
   shape = comparison.shapes[0] if len(set(comparison.shapes)) == 1 else ''
-  if pair := _find_slowest_pair(latencies, (shape, size, 1), comparison.deep_shape):
+  if pair := find_slowest_pair(latencies, (shape, size, 1), comparison.deep_shape):
     row, deep = pair
     return (
       (row.median / deep.median, row.low / deep.high, row.high / deep.low),
@@ -323,7 +321,7 @@ def compare_latency(
   return (math.nan, math.nan, math.nan), '', missing
 
 
-def _find_slowest_pair(
+def find_slowest_pair(
   latencies: Sequence[LatencyRow], contestant: tuple[str, int, int], deep_shape: str
 ) -> tuple[LatencyRow, LatencyRow] | None:
   """Returns the rows of a contestant and the deep model in the run with the largest ratio.
@@ -341,182 +339,3 @@ def _find_slowest_pair(
       fastest = min(by_model[contestant], key=lambda row: row.median)
       pairs.append((fastest, by_model[deep_shape, 1, 1][0]))
   return max(pairs, key=lambda pair: pair[0].median / pair[1].median, default=None)
-
-
-@dataclasses.dataclass(frozen=True)
-class Match:
-  """A rival and the committee of the most similar cost.
-
-  Attributes:
-    task: task with the split.
-    cost: one of `COSTS`.
-    members: size of the committee.
-    of: number of all members.
-    committee: mean score of the committee over the common seeds, as a share.
-    low, high: ends of the 95% interval of the difference; nan with one seed.
-    seeds: number of common seeds.
-  """
-
-  task: str
-  rival: str
-  cost: str
-  members: int
-  of: int
-  ratio: float
-  committee: float
-  theirs: float
-  difference: float
-  low: float
-  high: float
-  seeds: int
-
-
-@dataclasses.dataclass(frozen=True)
-class _Contestant:
-  """A committee or a rival on one task, with its costs (nan if unknown) and scores by seed."""
-
-  name: str
-  costs: Mapping[str, float]
-  scores: BySeed
-
-
-@dataclasses.dataclass(frozen=True)
-class Measurements:
-  """The measurements of all runs, as input for `find_matches`."""
-
-  committees: Sequence[SeedCommittee]
-  rows: Sequence[ScoreRow]
-  sets: Mapping[str, TrainingSet]
-  curves: Mapping[str, LossCurve]
-  latencies: Sequence[LatencyRow]
-  deep_shape: str
-
-  def compute_relative_latency(self, shape: str, members: int, heads: int = 1) -> float:
-    """Returns the ratio of median latencies to the deep model, see `compare_latency`."""
-    pair = _find_slowest_pair(self.latencies, (shape, members, heads), self.deep_shape)
-    return pair[0].median / pair[1].median if pair else math.nan
-
-
-def find_matches(comparison: CommitteeComparison, measurements: Measurements) -> list[Match]:
-  """Returns a match for every rival of the committee and every known cost."""
-  matches = []
-  compared = [
-    committee
-    for committee in measurements.committees
-    if comparison.deep_shape
-    and committee.has_convolutions
-    and committee.shapes == comparison.shapes
-  ]
-  for (task, split), same_task in _group_by_task(compared).items():
-    by_size = [
-      _make_contestant(same_task, size, measurements)
-      for size in range(1, len(comparison.shapes) + 1)
-    ]
-    for rival in _find_rivals(same_task[0], measurements):
-      if by_size[0].scores.keys() & rival.scores.keys():
-        for cost in COSTS:
-          match = _match_cost(f'{task}, {split}', rival, cost, by_size)
-          matches += [match] if match is not None else []
-  return matches
-
-
-def _make_contestant(
-  committees: Sequence[SeedCommittee], size: int, measurements: Measurements
-) -> _Contestant:
-  """Returns the committees of one task and of all seeds, with `size` of their members."""
-  first = committees[0]
-  curves = measurements.curves
-  starts = [curves[name] for name in first.checkpoints if name in curves]
-  share = size / len(starts) if len(starts) == len(first.shapes) else math.nan
-  shape = first.shapes[0] if len(set(first.shapes)) == 1 else ''
-  return _Contestant(
-    first.folder,
-    _list_costs(starts, share, size, measurements.compute_relative_latency(shape, size)),
-    _average_by_seed([{committee.seed: committee.values[size - 1]} for committee in committees]),
-  )
-
-
-def _find_rivals(committee: SeedCommittee, measurements: Measurements) -> Iterator[_Contestant]:
-  """Yields the rivals of a committee that have scores on its examples.
-
-  Rivals are deeper runs, members with several heads, and deeper committees.
-  """
-  for row in measurements.rows:
-    name, heads = row.checkpoint, 1
-    if row.checkpoint.endswith(' heads'):
-      name, _, suffix = row.checkpoint.rpartition(', ')
-      heads = int(suffix.split()[0])
-    if not _is_same_test(row, committee) or not (
-      name in measurements.sets and name in measurements.curves
-    ):
-      continue
-    start = measurements.sets[name]
-    has_heads = name != row.checkpoint
-    if name in committee.checkpoints if has_heads else _is_deeper(start, committee):
-      latency = measurements.compute_relative_latency(
-        runs.encode_latency_shape(start.model), 1, heads
-      )
-      costs = _list_costs([measurements.curves[name]], 1, 1, latency)
-      yield _Contestant(row.checkpoint, costs, row.pretrained.by_seed)
-  deeper = [
-    other
-    for other in measurements.committees
-    if not other.has_convolutions
-    and other.layers > committee.layers
-    and other.test == committee.test
-  ]
-  for folder, others in runs.group_by(deeper, lambda other: other.folder).items():
-    size = len(others[0].shapes)
-    contestant = _make_contestant(others, size, measurements)
-    yield dataclasses.replace(contestant, name=f'{folder}, a committee of {size}')
-
-
-def _list_costs(
-  starts: Sequence[LossCurve], share: float, members: int, latency: float
-) -> dict[str, float]:
-  """Returns the costs of a contestant.
-
-  Args:
-    starts: loss curves of the pre-training runs of its members.
-    share: share of these runs that the contestant uses.
-    latency: its latency relative to the deep model.
-  """
-  training = parameters = math.nan
-  if starts:
-    parameters = float(members * np.mean([start.parameters for start in starts]))
-    training = share * sum(
-      float(start.flops(ACTUAL)[-1]) if ACTUAL in start.flops_per_row else math.nan
-      for start in starts
-    )
-  return {TRAINING: training, PARAMETERS: parameters, LATENCY: latency}
-
-
-def _match_cost(
-  task: str, rival: _Contestant, cost: str, by_size: Sequence[_Contestant]
-) -> Match | None:
-  """Returns the match of a rival with the committee of the most similar cost, if known."""
-  ratios = {
-    size: committee.costs[cost] / rival.costs[cost] for size, committee in enumerate(by_size, 1)
-  }
-  known = [size for size, ratio in ratios.items() if math.isfinite(ratio)]
-  if not known:
-    return None
-  size = min(known, key=lambda size: abs(math.log(ratios[size])))
-  by_committee, by_rival = by_size[size - 1].scores, rival.scores
-  seeds = sorted(by_committee.keys() & by_rival.keys())
-  committee, theirs = np.array([(by_committee[seed], by_rival[seed]) for seed in seeds]).T
-  low, high = metrics.confidence_interval(committee - theirs)
-  return Match(
-    task=task,
-    rival=rival.name,
-    cost=cost,
-    members=size,
-    of=len(by_size),
-    ratio=ratios[size],
-    committee=float(committee.mean()),
-    theirs=float(theirs.mean()),
-    difference=float((committee - theirs).mean()),
-    low=low,
-    high=high,
-    seeds=len(seeds),
-  )

@@ -23,7 +23,8 @@ from minilm_jax.analysis.number_format import (
 )
 from minilm_jax.analysis.paper2 import claims, committee_study, pretraining_gap
 from minilm_jax.analysis.paper2.claims import CLAIMS, ClaimResults, Verdict
-from minilm_jax.analysis.paper2.committee_study import CommitteeRow, Match
+from minilm_jax.analysis.paper2.committee_study import CommitteeRow
+from minilm_jax.analysis.paper2.equal_cost import Match
 from minilm_jax.analysis.paper2.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
 from minilm_jax.analysis.report import figures, scaling_figures
 from minilm_jax.analysis.report.figures import COLORS, DASHES, Drawing, arrange_panels

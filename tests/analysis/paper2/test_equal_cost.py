@@ -7,15 +7,14 @@ import pytest
 
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve, ModelShape
-from minilm_jax.analysis.paper2 import committee_study
-from minilm_jax.analysis.paper2.committee_study import (
+from minilm_jax.analysis.paper2 import equal_cost
+from minilm_jax.analysis.paper2.committee_study import CommitteeComparison, SeedCommittee
+from minilm_jax.analysis.paper2.equal_cost import (
   LATENCY,
   PARAMETERS,
   TRAINING,
-  CommitteeComparison,
   Match,
   Measurements,
-  SeedCommittee,
 )
 from minilm_jax.analysis.report import paper2_sections
 from minilm_jax.analysis.runs import LatencyRow
@@ -149,8 +148,7 @@ def find_matches(
   curves = {curve.name: curve for curve in curves}
   measurements = Measurements(committees, rows, sets, curves, latencies, CONTEST.deep_shape)
   return {
-    (match.rival, match.cost): match
-    for match in committee_study.find_matches(CONTEST, measurements)
+    (match.rival, match.cost): match for match in equal_cost.find_matches(CONTEST, measurements)
   }
 
 
