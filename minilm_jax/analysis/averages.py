@@ -101,8 +101,6 @@ def _average_cell(
       pretrained = _average_groups([rows[task].pretrained for task in tasks])
       scratch = _average_groups([rows[task].scratch for task in tasks])
       difference = compute_difference(pretrained, scratch)
-      if not (pretrained.n and scratch.n):
-        difference = dataclasses.replace(difference, mean=pretrained.mean - scratch.mean)
       protocols = {task: rows[task].protocol for task in tasks}
       protocol = protocols[tasks[0]]
       if len(set(protocols.values())) > 1:

@@ -5,6 +5,7 @@ the evaluation at the checkpoint. With V pieces, an untrained model has the loss
 loss of the arm from scratch.
 """
 
+import bisect
 import dataclasses
 import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from scipy import stats
 
 from minilm_jax.analysis.averages import Average
 from minilm_jax.analysis.loss_curves import LossCurve
-from minilm_jax.analysis.runs import group_by, select_single
+from minilm_jax.analysis.runs import group_by, select_single, to_float
 from minilm_jax.analysis.scores import ScoreRow, describe_differences
 from minilm_jax.tasks.metrics import CONFIDENCE, POWER, percentile_interval
 
@@ -193,20 +194,15 @@ def _name_series(row: ScoreRow | Average) -> str:
 
 def _score_model(curve: LossCurve, row: ScoreRow | Average) -> ScoredModel:
   untrained = math.log(curve.shape.vocabulary)
-  losses = [
-    loss
-    for step, loss in zip(curve.updates, curve.loss, strict=True)
-    if row.step is None or step <= row.step
-  ]
-  if not losses:  # a checkpoint before the first evaluation has no known loss
-    losses, rows = [math.nan if row.step else untrained], 0
-  else:
-    rows = curve.rows[len(losses) - 1]
-  is_last = row.step is None or row.step >= curve.updates[-1]  # bits are measured at the end
+  count = len(curve.updates) if row.step is None else bisect.bisect(curve.updates, row.step)
+  loss, rows = (curve.loss[count - 1], curve.rows[count - 1]) if count else (untrained, 0)
+  if not count and row.step:  # a checkpoint before the first evaluation has no known loss
+    loss = math.nan
+  is_last = count == len(curve.updates)  # bits are measured at the end
   return ScoredModel(
     name=curve.name,
-    loss=losses[-1],
-    bits=curve.bits_per_word if is_last and curve.bits_per_word is not None else math.nan,
+    loss=loss,
+    bits=to_float(curve.bits_per_word) if is_last else math.nan,
     untrained=untrained,
     parameters=curve.parameters,
     score=row.pretrained.mean,
@@ -289,36 +285,29 @@ def _correlate_series(
   draws: int,
   seed: int,
 ) -> Correlation:
+  states = 2 if from_scratch else 1  # trained, and untrained
   x = np.array(
-    [[model.loss if measure == LOSS else model.bits, model.untrained] for model in models]
+    [[model.loss if measure == LOSS else model.bits, model.untrained][:states] for model in models]
   )
-  y = np.array([[model.score, model.scratch] for model in models])
-  size = np.array([[model.parameters] * 2 for model in models], float)
-  if not from_scratch:
-    x, y, size = x[:, :1], y[:, :1], size[:, :1]
+  y = np.array([[model.score, model.scratch][:states] for model in models])
+  size = np.array([[model.parameters] * states for model in models], float)
   drawn = np.random.default_rng(seed).integers(len(models), size=(draws, len(models)))
   values = compute_coefficients(*(values.reshape(1, -1) for values in (x, y, size)))[:, 0]
   resampled = compute_coefficients(*(values[drawn].reshape(draws, -1) for values in (x, y, size)))
-  is_defined = np.isfinite(resampled[0])
   estimates = []
   for value, drawn_values in zip(values, resampled, strict=True):
-    low = high = math.nan
     finite = drawn_values[np.isfinite(drawn_values)]
-    if np.isfinite(value) and finite.size:
-      low, high = percentile_interval(finite)
-    estimates.append(Estimate(float(value), low, high))
-  pearson, spearman, kendall, partial = estimates
+    has_interval = np.isfinite(value) and finite.size
+    interval = percentile_interval(finite) if has_interval else (math.nan, math.nan)
+    estimates.append(Estimate(float(value), *interval))
   return Correlation(
-    series=series,
-    measure=measure,
-    from_scratch=from_scratch,
-    models=len(models),
-    points=y.size,
-    pearson=pearson,
-    spearman=spearman,
-    kendall=kendall,
-    partial=partial,
-    degenerate=float(1 - is_defined.mean()),
+    series,
+    measure,
+    from_scratch,
+    len(models),
+    y.size,
+    *estimates,
+    degenerate=float(1 - np.isfinite(resampled[0]).mean()),
   )
 
 

@@ -325,10 +325,8 @@ def select_last_steps(rows: Sequence[R], fields: Sequence[str]) -> list[R]:
 
 def compute_difference(group: Group, subtrahend: Group) -> Difference:
   """Returns the difference of the means of two groups, paired if their seeds are equal."""
-  if not group.n or not subtrahend.n:
-    return Difference()
   mean = group.mean - subtrahend.mean
-  if group.seeds == subtrahend.seeds:
+  if group.n and group.seeds == subtrahend.seeds:
     interval = metrics.confidence_interval(np.subtract(group.values, subtrahend.values))
     return Difference(mean, *interval, True)
   if min(group.n, subtrahend.n) < 2:
