@@ -217,7 +217,7 @@ def read_corpus(path: pathlib.Path) -> Any:
 
 def read_run(path: pathlib.Path) -> Any:
   """Reads runs like a report, without figures."""
-  from minilm_jax.analysis import averages, loss_curves, runs, scores
+  from minilm_jax.analysis import averages, loss_curves, runs, scores, training_sets
   from minilm_jax.analysis.paper2 import pretraining_gap
   from minilm_jax.analysis.report import finetune_figures
 
@@ -238,7 +238,7 @@ def read_run(path: pathlib.Path) -> Any:
     finetune_figures.make_trajectories(table),
     curves,
     loss_curves.read_runs(paths),
-    pretraining_gap.find_gaps(paths, table),
+    pretraining_gap.find_gaps(training_sets.read_training_sets(paths), table),
     matrices,
     runs.read_failures([path.parent.parent]),
   )

@@ -46,7 +46,6 @@ class AblationRun:
 
   Attributes:
     shape: shape of the model, as in e64-h64-f256-a8-l2.
-    fields: compared fields of the recipe, by dotted name.
     eval_rows: number of rows of the validation loss.
     planned: FLOPs of the run according to the recipe.
   """
@@ -55,7 +54,6 @@ class AblationRun:
   seed: int
   folder: epath.Path
   shape: str
-  fields: Mapping[str, Any]
   corpus: str
   tokenizer: str
   eval_rows: int
@@ -68,12 +66,12 @@ class AblationRun:
     return sanitize((folder.parent if (folder.parent / run_dir.CONFIG).exists() else folder).name)
 
 
-def describe_differences(fields: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+def list_changes(fields: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
   """Returns the differences from the base, as `field=value`.
 
   A field that a recipe lacks equals a field with the value 0, False or ''.
 
-  >>> describe_differences({'model.norm': 'pre', 'model.gate': False}, {'model.norm': 'post'})
+  >>> list_changes({'model.norm': 'pre', 'model.gate': False}, {'model.norm': 'post'})
   ['norm=pre']
   """
   return [
@@ -222,7 +220,6 @@ def _make_run(curve: LossCurve, folder: epath.Path) -> AblationRun:
     seed=curve.seed,
     folder=folder,
     shape=model_config.format_shape(config['model']),
-    fields=curve.recipe,
     corpus=str(manifest['corpus']),
     tokenizer=str(manifest['tokenizer']),
     eval_rows=int(config['eval']['rows']),
@@ -235,21 +232,17 @@ def read_ngram_baselines(
 ) -> tuple[dict[str, float], list[str]]:
   """Returns validation losses of `minilm ngram-baselines`, and the reasons for omissions.
 
-  Args:
-    run_paths: runs of any kind, by name.
-    base: run with the corpus, the subset and the evaluation rows of the baselines.
+  Losses are in nats, by the names in `PREDICTORS`.
 
-  Returns:
-    Losses in nats by the names in `PREDICTORS`, and reasons for unused baselines.
+  Args:
+    base: run with the corpus, the subset and the evaluation rows of the baselines.
 
   Raises:
     InputError: a file is damaged.
   """
   losses: dict[str, float] = {}
   left_out = []
-  for name, path in run_paths.items():
-    if runs.read_kind(path) != 'baselines':
-      continue
+  for name, path in runs.select_kind(run_paths, 'baselines').items():
     if reason := _explain_baseline_difference(path, base):
       left_out.append(f'{name}: {reason}')
       continue
@@ -272,7 +265,9 @@ def _explain_baseline_difference(path: epath.Path, base: AblationRun) -> str:
     return f'baselines of the corpus {corpus}, but the base is on {base_corpus}'
   if recipe['rows'] != base.eval_rows:
     return f'baselines on {recipe["rows"]:,} rows, but the base is evaluated on {base.eval_rows:,}'
-  if any(base.fields[f'subset.{field}'] != value for field, value in recipe['subset'].items()):
+  if any(
+    base.curve.recipe[f'subset.{field}'] != value for field, value in recipe['subset'].items()
+  ):
     return 'baselines of another subset of the corpus than that of the base'
   return '' if (path / run_dir.RESULT).exists() else 'unfinished baselines'
 
@@ -315,7 +310,7 @@ def _explain_difference(base: AblationRun, run: AblationRun) -> str:
 
 def _list_fields(run: AblationRun, base: AblationRun) -> tuple[str, ...]:
   """Returns the changed fields, with the hash of a changed tokenizer of equal size."""
-  fields = describe_differences(run.fields, base.fields)
+  fields = list_changes(run.curve.recipe, base.curve.recipe)
   if run.tokenizer != base.tokenizer and not any(
     field.startswith('vocab_size=') for field in fields
   ):

@@ -136,9 +136,7 @@ def read_runs(run_paths: Mapping[str, epath.Path]) -> LossCurves:
     InputError: a file of a run is damaged.
   """
   curves, left_out = [], []
-  for name, path in run_paths.items():
-    if runs.read_kind(path) != 'pretrain':
-      continue
+  for name, path in runs.select_kind(run_paths, 'pretrain').items():
     if reason := runs.explain_origin(path):
       left_out.append(f'{name}: {reason}')
       continue

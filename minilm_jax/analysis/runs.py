@@ -80,8 +80,7 @@ class LatencyRow:
 
   Attributes:
     shape: fields of the model, of `encode_latency_shape`.
-    members: number of models.
-    heads: number of heads of each model.
+    members, heads: number of models, and of heads of each model.
     low, high: ends of the 95% interval of the median.
     over_member: ratio of the median to that of a single member.
     calls: number of timed calls.
@@ -165,6 +164,11 @@ def read_failures(folders: Sequence[epath.PathLike]) -> dict[str, str]:
 def read_kind(folder: epath.Path) -> str | None:
   """Returns the kind in config.json, which is one of `KINDS` for runs."""
   return read_config(folder).get('kind')
+
+
+def select_kind(run_paths: Mapping[str, epath.Path], kind: str) -> dict[str, epath.Path]:
+  """Returns the runs of one kind by name."""
+  return {name: path for name, path in run_paths.items() if read_kind(path) == kind}
 
 
 def read_config(folder: epath.Path) -> dict[str, Any]:
@@ -348,8 +352,8 @@ def read_latencies(run_paths: Mapping[str, epath.Path]) -> list[LatencyRow]:
   """
   fields = {field.name for field in dataclasses.fields(LatencyRow)}
   rows = []
-  for name, path in run_paths.items():
-    if read_kind(path) != 'latency' or not (path / run_dir.RESULT).exists():
+  for name, path in select_kind(run_paths, 'latency').items():
+    if not (path / run_dir.RESULT).exists():
       continue
     models = files.read_json(path / run_dir.CONFIG, f'the recipe of {path}')['models']
     result = files.read_json(path / run_dir.RESULT, f'the latency in {path}')

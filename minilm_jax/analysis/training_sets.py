@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -27,7 +27,6 @@ class TrainingSet:
     tokens: tokens of these rows, without padding.
     split_rows: rows of the full training split.
     rows_seen: rows of all updates of the run.
-    seed: seed of the run.
     task: task of the overlap; '' if not measured.
     overlap: share of the running words of the task that the set contains; nan if not measured.
     selected: a task selected the rows.
@@ -62,21 +61,21 @@ class TrainingSet:
     return self.rows_seen / self.rows
 
 
-def read_training_sets(run_paths: Mapping[str, epath.Path]) -> Iterator[TrainingSet]:
-  """Yields the training set of each pre-training run with a training set in the manifest.
+def read_training_sets(run_paths: Mapping[str, epath.Path]) -> dict[str, TrainingSet]:
+  """Returns the training set of each pre-training run with a training set in the manifest.
 
   A run that started with the weights of another run has several training sets and is left out.
 
   Raises:
     InputError: a file of a run is damaged.
   """
-  for name, path in run_paths.items():
+  sets = {}
+  for name, path in runs.select_kind(run_paths, 'pretrain').items():
     config, manifest = runs.read_config(path), runs.read_manifest(path)
-    is_pretraining = runs.read_kind(path) == 'pretrain' and not runs.explain_origin(path)
-    if not is_pretraining or 'training' not in manifest:
+    if runs.explain_origin(path) or 'training' not in manifest:
       continue
     try:
-      yield _make_training_set(name, config, manifest, len(runs.split_members(path)))
+      sets[name] = _make_training_set(name, config, manifest, len(runs.split_members(path)))
     except RUN_ERRORS as error:
       reason = f'no {error}' if isinstance(error, KeyError) else str(error)
       raise InputError(
@@ -84,6 +83,7 @@ def read_training_sets(run_paths: Mapping[str, epath.Path]) -> Iterator[Training
         f'{reason} in {run_dir.CONFIG} or {run_dir.MANIFEST}',
         'restore both files, or leave the run out',
       ) from None
+  return sets
 
 
 def _make_training_set(
@@ -114,7 +114,7 @@ def _make_training_set(
   )
 
 
-def find_other_sets(sets: Iterable[TrainingSet]) -> dict[str, str]:
+def find_other_sets(sets: Mapping[str, TrainingSet]) -> dict[str, str]:
   """Returns the runs that a scaling study leaves out, with the reason.
 
   A scaling study compares models that are trained on one set. Of a corpus and its subsets, the
@@ -124,7 +124,9 @@ def find_other_sets(sets: Iterable[TrainingSet]) -> dict[str, str]:
   """
   left_out: dict[str, str] = {}
   largest_sets: list[TrainingSet] = []
-  for family in runs.group_by(sets, lambda training_set: training_set.full_corpus).values():
+  for family in runs.group_by(
+    sets.values(), lambda training_set: training_set.full_corpus
+  ).values():
     by_set = runs.group_by(family, lambda training_set: (training_set.rows, training_set.corpus))
     largest_sets += by_set[max(by_set)]
     left_out |= _explain_other_sets(family, by_set[max(by_set)])

@@ -78,8 +78,8 @@ def test_members_of_a_population_count_as_runs(tmp_path: pathlib.Path):
 
 def test_an_unused_field_of_a_later_version_makes_no_ablation(tmp_path: pathlib.Path):
   paper = write_plateau_run(tmp_path / 'paper')
-  assert ablations.describe_differences({'a': 1, 'new': 0, 'more': []}, {'a': 1}) == []
-  assert ablations.describe_differences({'a': 1, 'new': 'x'}, {'a': 1, 'old': True}) == [
+  assert ablations.list_changes({'a': 1, 'new': 0, 'more': []}, {'a': 1}) == []
+  assert ablations.list_changes({'a': 1, 'new': 'x'}, {'a': 1, 'old': True}) == [
     'new=x',
     'old=none',
   ]

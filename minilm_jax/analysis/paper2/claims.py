@@ -62,8 +62,7 @@ class Verdict:
     seeds_of: `pretraining_gap.FINETUNING` or `pretraining_gap.PRETRAINING`.
     collapsed: number of scores from constant predictions.
     latency: ratio of latencies, committee over deep model; nan except for claim 4.
-    latency_low: lower end of the interval of the ratio.
-    latency_high: upper end.
+    latency_low, latency_high: ends of the interval of the ratio.
     of: tasks and runs of the value.
     missing: runs that are needed for a decision, or ''.
     detectable: smallest effect that a test of these seeds at 5% finds with a power of 80%, as a share
@@ -115,11 +114,9 @@ def find_verdicts(
   excluded = _find_excluded(run_paths, failed)
   included = {name: path for name, path in run_paths.items() if name not in excluded}
   rows = select_main(make_score_table(runs.read_scores(included)))
-  sets = {
-    training_set.name: training_set for training_set in training_sets.read_training_sets(included)
-  }
+  sets = training_sets.read_training_sets(included)
   by_series, _ = pretraining_gap.select_single_rows(rows, sets)
-  gaps = pretraining_gap.find_gaps(included, rows).points
+  gaps = pretraining_gap.find_gaps(sets, rows).points
   committees = committee_study.read_seed_committees(included, sets)
   latencies = runs.read_latencies(included)
   if not (gaps or committees or latencies or any(row.task in TOPICS for row in rows)):
@@ -172,8 +169,8 @@ def _find_excluded(
     elif name not in failed and (reason := runs.explain_origin(path)):
       excluded[name] = reason
   names = {paths.resolve_links(run_paths[name]): name for name in excluded if name in run_paths}
-  for name, path in run_paths.items():
-    if name in excluded or runs.read_kind(path) != committee_study.KIND:
+  for name, path in runs.select_kind(run_paths, committee_study.KIND).items():
+    if name in excluded:
       continue
     for member in files.read_json(path / run_dir.MANIFEST, f'the members of {path}')['members']:
       source = paths.resolve_links(committee_study.find_source(path, member))

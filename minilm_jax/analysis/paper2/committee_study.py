@@ -46,8 +46,8 @@ def read_committee_rows(run_paths: Mapping[str, epath.Path]) -> list[CommitteeRo
     InputError: committee.json is damaged or lacks a field.
   """
   rows = []
-  for name, path in run_paths.items():
-    if runs.read_kind(path) != KIND or not (path / STUDY).exists():
+  for name, path in runs.select_kind(run_paths, KIND).items():
+    if not (path / STUDY).exists():
       continue
     study = files.read_object(path / STUDY, f'the study of the committee {path}')
     try:
@@ -155,8 +155,8 @@ def read_seed_committees(
     paths.resolve_links(run_paths[name]): training_set for name, training_set in sets.items()
   }
   committees = []
-  for name, path in run_paths.items():
-    if runs.read_kind(path) == KIND and (path / run_dir.RESULT).exists():
+  for name, path in runs.select_kind(run_paths, KIND).items():
+    if (path / run_dir.RESULT).exists():
       committees += _read_folder(name, path, by_path)
   return committees
 

@@ -24,7 +24,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
-from etils import epath
 
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.scores import (
@@ -34,7 +33,7 @@ from minilm_jax.analysis.scores import (
   make_group,
   subtract_by_seed,
 )
-from minilm_jax.analysis.training_sets import TrainingSet, read_training_sets
+from minilm_jax.analysis.training_sets import TrainingSet
 from minilm_jax.tasks.metrics import confidence_interval
 
 SIZE, OVERLAP = 'size', 'overlap'  # axes
@@ -57,9 +56,7 @@ class Gap:
     tokens: tokens of the pre-training set, without padding.
     overlap: share of the task's words in the pre-training set; nan if not measured.
     borrowed: some of the scores from scratch are those of another run.
-    pretraining_seed: seed of the pre-training run.
-    seeds: seeds of fine-tuning that have a score pre-trained and from scratch.
-    values: gaps of these seeds.
+    seeds, values: gaps by the seeds of fine-tuning that have a score pre-trained and from scratch.
   """
 
   axis: str
@@ -136,13 +133,8 @@ class SeedMeans:
   seeds_of: str
 
 
-def find_gaps(run_paths: Mapping[str, epath.Path], rows: Iterable[ScoreRow]) -> GapStudy:
-  """Returns the gaps and slopes of every comparison with two sizes or two overlaps.
-
-  Raises:
-    InputError: a file of a run is damaged.
-  """
-  sets = {training_set.name: training_set for training_set in read_training_sets(run_paths)}
+def find_gaps(sets: Mapping[str, TrainingSet], rows: Iterable[ScoreRow]) -> GapStudy:
+  """Returns the gaps and slopes of every comparison with two sizes or two overlaps."""
   points: list[Gap] = []
   by_series, left_out = select_single_rows(rows, sets)
   for series, single in by_series.items():

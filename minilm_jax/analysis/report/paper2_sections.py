@@ -13,7 +13,7 @@ from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from minilm_jax.analysis import runs
+from minilm_jax.analysis import runs, training_sets
 from minilm_jax.analysis.loss_curves import LossCurve
 from minilm_jax.analysis.number_format import (
   NONE,
@@ -74,7 +74,7 @@ def study_paper2(
     committee_study.read_committee_rows(run_paths),
     runs.read_latencies(run_paths),
     claims.find_verdicts(run_paths, failed, curves),
-    pretraining_gap.find_gaps(run_paths, score_rows),
+    pretraining_gap.find_gaps(training_sets.read_training_sets(run_paths), score_rows),
   )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minilm_jax.analysis import runs
+from minilm_jax.analysis import runs, training_sets
 from minilm_jax.analysis.paper2 import pretraining_gap
 from minilm_jax.analysis.paper2.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
 from minilm_jax.analysis.report import report
@@ -27,7 +27,8 @@ from tests.html_page import Page
 def study_gaps(folder: pathlib.Path) -> GapStudy:
   run_paths = runs.find_runs([str(folder)])
   return pretraining_gap.find_gaps(
-    run_paths, select_main(make_score_table(runs.read_scores(run_paths)))
+    training_sets.read_training_sets(run_paths),
+    select_main(make_score_table(runs.read_scores(run_paths))),
   )
 
 
