@@ -196,9 +196,9 @@ def read_ablation_runs(run_paths: Mapping[str, epath.Path]) -> tuple[list[Ablati
   Raises:
     InputError: a file of a run is damaged.
   """
-  curves = loss_curves.read_runs(run_paths)
-  ablation_runs, left_out = [], list(curves.left_out)
-  for curve in curves.curves:
+  curves, left_out = loss_curves.read_runs(run_paths)
+  ablation_runs = []
+  for curve in curves:
     name, _, _ = curve.name.partition(' member ')
     try:
       ablation_runs.append(_make_run(curve, run_paths[name]))

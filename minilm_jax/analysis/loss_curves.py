@@ -117,17 +117,10 @@ class LossCurve:
     return np.asarray(self.rows, float) * self.flops_per_row[count]
 
 
-@dataclasses.dataclass(frozen=True)
-class LossCurves:
-  """Loss curves, and the reasons for pre-training runs without a curve."""
+def read_runs(run_paths: Mapping[str, epath.Path]) -> tuple[list[LossCurve], list[str]]:
+  """Returns the loss curves, and the reasons for pre-training runs without a curve.
 
-  curves: list[LossCurve]
-  left_out: list[str]
-
-
-def read_runs(run_paths: Mapping[str, epath.Path]) -> LossCurves:
-  """Returns a loss curve for each pre-training run or, as `<run> member N`, for each member.
-
+  Each pre-training run has a curve or, as `<run> member N`, each of its members has.
   Members that were extracted to `<run>/member-N` have the curve of that run alone. For shorter rows
   than the maximal length, FLOPs are scaled in proportion; actual FLOPs are those of the log. A run
   that started with the weights of another run is left out.
@@ -159,7 +152,7 @@ def read_runs(run_paths: Mapping[str, epath.Path]) -> LossCurves:
         curves.append(dataclasses.replace(curve, finished=is_finished, **bits))
       else:
         left_out.append(f'{curve.name}: no validation loss yet')
-  return LossCurves(curves, left_out)
+  return curves, left_out
 
 
 def _select_recipe_fields(config: Mapping[str, Any], member: int) -> dict[str, Any]:

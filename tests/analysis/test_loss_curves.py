@@ -15,7 +15,7 @@ from tests import fake_runs
 
 
 def list_names(folder: pathlib.Path) -> list[str]:
-  return [curve.name for curve in loss_curves.read_runs(runs.find_runs([folder])).curves]
+  return [curve.name for curve in loss_curves.read_runs(runs.find_runs([folder]))[0]]
 
 
 def change_file(path: pathlib.Path, **values: object) -> None:
@@ -24,7 +24,7 @@ def change_file(path: pathlib.Path, **values: object) -> None:
 
 def test_a_curve_has_the_values_in_the_files_of_the_run(tmp_path: pathlib.Path):
   folder = fake_runs.write_scaling_run(tmp_path / 'runs' / 'a', hidden=64, heads=2, seed=3)
-  (curve,) = loss_curves.read_runs(runs.find_runs([tmp_path / 'runs'])).curves
+  (curve,) = loss_curves.read_runs(runs.find_runs([tmp_path / 'runs']))[0]
   # The number of heads is that of the FLOPs formula.
   assert curve.shape == ModelShape(32, 64, 64, 2, 1, 1000)
   assert (curve.name, curve.seed, curve.learning_rate, curve.warmup, curve.tied) == (
@@ -59,7 +59,7 @@ def test_shorter_rows_of_the_corpus_cost_less(tmp_path: pathlib.Path):
   ]
   run_dir.write_lines(half_run / run_dir.METRICS, lines)
   full, half = (
-    loss_curves.read_runs(runs.find_runs([path])).curves[0] for path in (full_run, half_run)
+    loss_curves.read_runs(runs.find_runs([path]))[0][0] for path in (full_run, half_run)
   )
   assert (full.length, half.length) == (128, 64) and full.rows == half.rows
   assert half.flops_per_row['kaplan'] == full.flops_per_row['kaplan'] / 2
@@ -70,7 +70,7 @@ def test_members_have_separate_seeds_and_learning_rates(tmp_path: pathlib.Path):
   folder = fake_runs.write_scaling_run(
     tmp_path / 'both', members=2, seed=5, population={'learning_rates': [1e-3, 2e-3]}
   )
-  first, second = loss_curves.read_runs(runs.find_runs([folder])).curves
+  first, second = loss_curves.read_runs(runs.find_runs([folder]))[0]
   assert (first.name, second.name) == ('both member 0', 'both member 1')
   summaries = runs.summarize_run('both', epath.Path(folder))
   assert [(row.name, row.validation_loss) for row in summaries] == [
@@ -87,7 +87,7 @@ def test_members_have_separate_seeds_and_learning_rates(tmp_path: pathlib.Path):
   change_file(
     folder / run_dir.CONFIG, population={'members': 2, 'seeds': [9, 2], 'learning_rates': []}
   )
-  assert [curve.seed for curve in loss_curves.read_runs(runs.find_runs([folder])).curves] == [9, 2]
+  assert [curve.seed for curve in loss_curves.read_runs(runs.find_runs([folder]))[0]] == [9, 2]
 
 
 def test_an_extracted_member_is_listed_once(tmp_path: pathlib.Path):
@@ -97,7 +97,7 @@ def test_an_extracted_member_is_listed_once(tmp_path: pathlib.Path):
     folder / 'member-1' / run_dir.BITS_PER_WORD, {'bits_per_word': 4.0, 'bits_per_byte': 1.0}
   )
   assert list_names(tmp_path / 'runs') == ['both member 0', 'both/member-1']
-  assert loss_curves.read_runs(runs.find_runs([tmp_path / 'runs'])).curves[1].bits_per_word == 4.0
+  assert loss_curves.read_runs(runs.find_runs([tmp_path / 'runs']))[0][1].bits_per_word == 4.0
   assert [row.name for row in runs.summarize_run('both', epath.Path(folder))] == ['both member 0']
   assert [curve.name for curve in runs.read_losses('both', epath.Path(folder))] == ['both member 0']
   fake_runs.write_scaling_run(folder / 'member-0')
@@ -111,7 +111,7 @@ def test_unfinished_runs_and_truncated_logs_are_unfinished_curves(tmp_path: path
     file.write('{"step": 400, "spl')
   # This member of a finished population is unfinished.
   fake_runs.write_scaling_run(tmp_path / 'dropped', updates=300)
-  curves = loss_curves.read_runs(runs.find_runs([tmp_path])).curves
+  curves = loss_curves.read_runs(runs.find_runs([tmp_path]))[0]
   assert [(curve.updates[-1], curve.finished, curve.test_loss) for curve in curves] == [
     (300, False, None)
   ] * 2
@@ -121,9 +121,9 @@ def test_continued_runs_have_no_curve(tmp_path: pathlib.Path):
   """Their tokens and FLOPs are those of the last part of their training."""
   fake_runs.write_scaling_run(tmp_path / 'runs' / 'a')
   fake_runs.continue_run(fake_runs.write_scaling_run(tmp_path / 'runs' / 'b'), 'runs/a', 800)
-  curves = loss_curves.read_runs(runs.find_runs([tmp_path / 'runs']))
-  assert [curve.name for curve in curves.curves] == ['a']
-  assert len(curves.left_out) == 1 and 'runs/a@800' in curves.left_out[0]
+  curves, left_out = loss_curves.read_runs(runs.find_runs([tmp_path / 'runs']))
+  assert [curve.name for curve in curves] == ['a']
+  assert len(left_out) == 1 and 'runs/a@800' in left_out[0]
 
 
 def test_null_losses_of_a_run_are_counted(tmp_path: pathlib.Path):
@@ -133,7 +133,7 @@ def test_null_losses_of_a_run_are_counted(tmp_path: pathlib.Path):
     for line in run_dir.read_lines(folder / run_dir.METRICS)
   ]
   run_dir.write_lines(folder / run_dir.METRICS, lines)
-  (curve,) = loss_curves.read_runs(runs.find_runs([folder])).curves
+  (curve,) = loss_curves.read_runs(runs.find_runs([folder]))[0]
   assert curve.non_finite == 1 and 300 not in curve.updates and np.isfinite(curve.loss).all()
 
 
@@ -142,7 +142,7 @@ def test_a_run_that_diverged_is_unfinished(tmp_path: pathlib.Path):
   lines = run_dir.read_lines(path / run_dir.METRICS)
   diverged = [line | {'loss': float('nan')} if line['step'] > 400 else line for line in lines]
   run_dir.write_lines(path / run_dir.METRICS, diverged)
-  (curve,) = loss_curves.read_runs(runs.find_runs([str(tmp_path)])).curves
+  (curve,) = loss_curves.read_runs(runs.find_runs([str(tmp_path)]))[0]
   assert curve.updates[-1] == 400 and curve.non_finite == 4 and not curve.finished
 
 
@@ -155,9 +155,9 @@ def test_runs_without_a_field_are_left_out_with_the_reason(tmp_path: pathlib.Pat
     fake_runs.write_scaling_run(tmp_path / 'strange') / run_dir.MANIFEST, parameters=1_000_000
   )
   run_dir.open_run(tmp_path / 'task', {'kind': 'finetune'})
-  result = loss_curves.read_runs(runs.find_runs([tmp_path]))
-  assert [curve.name for curve in result.curves] == ['good']
-  reasons = dict(text.split(': ', 1) for text in result.left_out)
+  curves, left_out = loss_curves.read_runs(runs.find_runs([tmp_path]))
+  assert [curve.name for curve in curves] == ['good']
+  reasons = dict(text.split(': ', 1) for text in left_out)
   assert set(reasons) == {'early', 'bare', 'old', 'strange'}
   assert (
     'validation loss' in reasons['early']

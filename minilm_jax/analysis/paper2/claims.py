@@ -318,36 +318,33 @@ def _decide(
     [by_seed for by_seed in mapping.values() if by_seed]
     for mapping in (numbers, by_pretraining or {})
   )
-  means = pretraining_gap.average_seeds(*numbers_of_kinds)
-  values, low, high = means.values, means.low, means.high
+  means, seeds_of = pretraining_gap.average_seeds(*numbers_of_kinds)
   above, below = bounds
   if collapsed:
     limits = [*limits, f'{collapsed} scores are of constant predictions']
-  is_below = low <= above and high < below
-  verdict = HOLDS if low > above else FAILS if is_below and not limits else OPEN
-  missing = (
-    f'a narrower interval, from more than {len(values)} seeds of {means.seeds_of} or larger runs'
-  )
+  is_below = means.low <= above and means.high < below
+  verdict = HOLDS if means.low > above else FAILS if is_below and not limits else OPEN
+  missing = f'a narrower interval, from more than {means.n} seeds of {seeds_of} or larger runs'
   if verdict != OPEN:
     missing = ''
   elif is_below:
     missing = 'runs without the limits of the budget'
   elif not numbers:
     missing = needed
-  elif len(values) < 2:
+  elif means.n < 2:
     missing = 'two seeds of fine-tuning that are scored in every task, pre-trained and from scratch'
   return Verdict(
     claim=claim,
     verdict=verdict,
     statistic=STATISTICS[claim],
-    value=float(np.mean(values)) if values else math.nan,
-    low=low,
-    high=high,
-    seeds=len(values),
-    seeds_of=means.seeds_of,
+    value=means.mean,
+    low=means.low,
+    high=means.high,
+    seeds=means.n,
+    seeds_of=seeds_of,
     collapsed=collapsed,
     of='; '.join(name for name, by_seed in numbers.items() if by_seed),
     missing=missing,
-    detectable=metrics.smallest_detectable_effect(values),
+    detectable=metrics.smallest_detectable_effect(means.values),
     limits='; '.join(limits),
   )

@@ -28,13 +28,13 @@ import numpy as np
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.scores import (
   Difference,
+  Group,
   ScoreRow,
   compute_difference,
   make_group,
   subtract_by_seed,
 )
 from minilm_jax.analysis.training_sets import TrainingSet
-from minilm_jax.tasks.metrics import confidence_interval
 
 SIZE, OVERLAP = 'size', 'overlap'  # axes
 FINETUNING, PRETRAINING = 'fine-tuning', 'pre-training'  # kinds of seeds
@@ -121,16 +121,6 @@ class GapStudy:
   points: Sequence[Gap]
   slopes: Sequence[Slope]
   left_out: Sequence[str]
-
-
-@dataclasses.dataclass(frozen=True)
-class SeedMeans:
-  """Means over tasks, one for each seed of fine-tuning or pre-training, with Student's interval."""
-
-  values: Sequence[float]
-  low: float
-  high: float
-  seeds_of: str
 
 
 def find_gaps(sets: Mapping[str, TrainingSet], rows: Iterable[ScoreRow]) -> GapStudy:
@@ -327,7 +317,7 @@ def fit_pretraining_slopes(points: Sequence[Gap]) -> dict[int, float]:
   }
 
 
-def average_seeds(finetuning: Sequence[BySeed], pretraining: Sequence[BySeed]) -> SeedMeans:
+def average_seeds(finetuning: Sequence[BySeed], pretraining: Sequence[BySeed]) -> tuple[Group, str]:
   """Returns the means over tasks, by the kind of seeds with the wider interval.
 
   With fewer than two common seeds of fine-tuning there is no interval.
@@ -335,14 +325,16 @@ def average_seeds(finetuning: Sequence[BySeed], pretraining: Sequence[BySeed]) -
   Args:
     finetuning: numbers of each task by seed of fine-tuning.
     pretraining: the same numbers by seed of pre-training, if known.
+
+  Returns:
+    The means by seed, and FINETUNING or PRETRAINING.
   """
-  means = []
-  for numbers, seeds_of in ((finetuning, FINETUNING), (pretraining, PRETRAINING)):
-    values = list(average_common_seeds(numbers).values())
-    means.append(SeedMeans(values, *confidence_interval(values), seeds_of))
-  by_finetuning, by_pretraining = means
-  is_wider = by_pretraining.high - by_pretraining.low > by_finetuning.high - by_finetuning.low
-  return by_pretraining if is_wider else by_finetuning
+  by_finetuning, by_pretraining = (
+    make_group(average_common_seeds(numbers)) for numbers in (finetuning, pretraining)
+  )
+  if by_pretraining.high - by_pretraining.low > by_finetuning.high - by_finetuning.low:
+    return by_pretraining, PRETRAINING
+  return by_finetuning, FINETUNING
 
 
 def average_common_seeds(numbers: Sequence[BySeed]) -> dict[int, float]:
@@ -379,7 +371,7 @@ def _fit_line(points: Sequence[Gap], gaps: Sequence[float]) -> float:
 def _fit_slope(names: tuple[str, str, str], tasks: Sequence[Sequence[Gap]]) -> Slope:
   """Returns the mean slope over tasks; `names` are axis, series and comparison."""
   by_pretraining = [fit_pretraining_slopes(gaps) for gaps in tasks]
-  means = average_seeds([fit_seed_slopes(gaps) for gaps in tasks], by_pretraining)
+  means, seeds_of = average_seeds([fit_seed_slopes(gaps) for gaps in tasks], by_pretraining)
   # Without common seeds, the slope is that of the mean gaps.
   slopes = means.values or [_fit_line(gaps, _average_gaps(gaps)) for gaps in tasks]
   levels = min(map(_count_levels, tasks))
@@ -397,8 +389,8 @@ def _fit_slope(names: tuple[str, str, str], tasks: Sequence[Sequence[Gap]]) -> S
     points=max(map(len, tasks)),
     levels=levels,
     tasks=len(tasks),
-    seeds=len(means.values),
-    seeds_of=means.seeds_of,
+    seeds=means.n,
+    seeds_of=seeds_of,
     slope=float(np.mean(slopes)),
     low=means.low,
     high=means.high,

@@ -151,18 +151,16 @@ def _report_runs(
   score_averages = averages.average_tasks(score_rows)
   latest_averages = averages.select_latest(score_averages)
   failed = runs.read_failures(folders)
-  curves = loss_curves.read_runs(run_paths)
-  paper2 = paper2_sections.study_paper2(run_paths, failed, curves.curves, select_main(score_rows))
+  curves, left_out = loss_curves.read_runs(run_paths)
+  paper2 = paper2_sections.study_paper2(run_paths, failed, curves, select_main(score_rows))
   other_sets = training_sets.find_other_sets(training_sets.read_training_sets(run_paths))
-  comparable = [
-    curve for curve in curves.curves if curve.name.partition(' member ')[0] not in other_sets
-  ]
+  comparable = [curve for curve in curves if curve.name.partition(' member ')[0] not in other_sets]
   num_models = sum(row.kind == 'pretrain' for row in run_rows)
   scaling = scaling_report.study_models(
     comparable,
     select_main(score_rows, every_step=True),
     score_averages,
-    [*(curves.left_out if num_models >= scaling_report.MIN_MODELS else ()), *other_sets.values()],
+    [*(left_out if num_models >= scaling_report.MIN_MODELS else ()), *other_sets.values()],
     failed,
     draws,
     unfinished,
