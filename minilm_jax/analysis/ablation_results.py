@@ -44,6 +44,7 @@ _MAX_OVERSHOOT = 1.02
 # The cost of a run until it reaches a target, and its bound: AT_LEAST for the cost of a run that
 # ends before, AT_MOST for that of the first evaluation of a run that is then past the target, or ''.
 CostToReach = tuple[float, str]
+Levels = Mapping[str, float | None]  # loss of the plateau by tokenizer, '' is that of the base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,33 +156,32 @@ def compute_ratio(
   return PairedRatio(math.exp(logs.mean), low, high, bound, *counts)
 
 
-def _find_exits(change: Ablation, level: float) -> dict[int, int]:
-  """Returns the index of the exit of each seed, or -1, the last evaluation, without an exit."""
-  plateaus = {
-    seed: frontier.find_plateau(curve, level, ACTUAL) for seed, curve in change.curves.items()
-  }
-  return {
-    seed: plateau.end if plateau is not None and plateau.exit is not None else -1
-    for seed, plateau in plateaus.items()
-  }
+def _find_exits(change: Ablation, levels: Levels) -> dict[int, int]:
+  """Returns the index of the exit of each seed, or -1, the last evaluation, without an exit.
+
+  Without a loss of the plateau, there are no exits.
+  """
+  level = levels[change.tokenizer]
+  exits = {}
+  for seed, curve in change.curves.items() if level is not None else ():
+    plateau = frontier.find_plateau(curve, level, ACTUAL)
+    exits[seed] = plateau.end if plateau is not None and plateau.exit is not None else -1
+  return exits
 
 
-def measure_speed_up(
-  base: Ablation, change: Ablation, base_level: float | None, level: float | None
-) -> PairedRatio:
+def measure_speed_up(base: Ablation, change: Ablation, levels: Levels) -> PairedRatio:
   """Returns the ratio of tokens at the exit of the plateau, base over ablation.
 
-  The levels are the losses of the plateaus; None gives no ratio.
+  Args:
+    levels: losses of the plateau, of `find_levels`; None gives no ratio.
   """
-  if base_level is None or level is None:
-    return PairedRatio()
   return compute_ratio(
     *(
       {
         seed: (float(side.curves[seed].tokens[index]), AT_LEAST if index == -1 else '')
-        for seed, index in _find_exits(side, side_level).items()
+        for seed, index in _find_exits(side, levels).items()
       }
-      for side, side_level in ((base, base_level), (change, level))
+      for side in (base, change)
     )
   )
 
@@ -240,7 +240,7 @@ def _average(values: Iterable[float | None]) -> float:
   return float(np.mean(numbers)) if numbers else math.nan
 
 
-def find_levels(comparison: Comparison, base_level: float | None = None) -> dict[str, float | None]:
+def find_levels(comparison: Comparison, base_level: float | None = None) -> Levels:
   """Returns the loss of the plateau by tokenizer; '' is the tokenizer of the base.
 
   For the base, `base_level` takes precedence over the loss of the unigram baseline, and the latter
@@ -259,7 +259,7 @@ def find_levels(comparison: Comparison, base_level: float | None = None) -> dict
 
 
 def make_rows(
-  part: AblationAtSize, levels: dict[str, float | None], glue: Sequence[GlueRow] = ()
+  part: AblationAtSize, levels: Levels, glue: Sequence[GlueRow] = ()
 ) -> list[AblationRow]:
   """Returns the base, then the ablations by decreasing multiplier."""
   averages = {row.change: row for row in glue if row.task == AVERAGE}
@@ -293,13 +293,13 @@ def classify_speed_up(fields: Sequence[str], speed: PairedRatio) -> str:
 
 
 def _make_row(
-  part: AblationAtSize, change: Ablation, levels: dict[str, float | None], glue: GlueRow | None
+  part: AblationAtSize, change: Ablation, levels: Levels, glue: GlueRow | None
 ) -> AblationRow:
   base, level, curves = part.base, levels[change.tokenizer], change.curves.values()
   is_comparable = not change.tokenizer
   speed, multiplier, loss = PairedRatio(), PairedRatio(), math.nan
   if change is not base:
-    speed = measure_speed_up(base, change, levels[''], level)
+    speed = measure_speed_up(base, change, levels)
     if is_comparable:
       loss = find_shared_loss(base, change)
       multiplier = measure_multiplier(base, change, loss)
@@ -323,7 +323,7 @@ def _make_row(
     under_way=sum(not curve.finished for curve in curves),
     parameters=change.runs[0].curve.parameters,
     level=math.nan if level is None else level,
-    **_format_exits(change, level),
+    **_format_exits(change, levels),
     speed=speed,
     verdict=classify_speed_up(change.fields, speed),
     multiplier=multiplier,
@@ -342,13 +342,12 @@ def _make_row(
   )
 
 
-def _format_exits(change: Ablation, level: float | None) -> dict[str, tuple[str, ...]]:
+def _format_exits(change: Ablation, levels: Levels) -> dict[str, tuple[str, ...]]:
   """Returns the updates, tokens and FLOPs of each seed at the exit of the plateau.
 
-  Without an exit, the text is 'not within' and the length of the run. Without a level, there are no
-  texts.
+  Without an exit, the text is 'not within' and the length of the run.
   """
-  exits = _find_exits(change, level) if level is not None else {}
+  exits = _find_exits(change, levels)
   formats: dict[str, Callable[[LossCurve, int], str]] = {
     'updates_to_leave': lambda curve, index: f'{curve.updates[index]}',
     'tokens_to_leave': lambda curve, index: f'{curve.tokens[index]:.0f}',
