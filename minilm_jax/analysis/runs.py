@@ -5,7 +5,6 @@ Functions read files alone and do not import JAX. Missing values are None.
 
 import collections
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -19,13 +18,6 @@ from minilm_jax.core.errors import COUNT, TEXT, InputError, find_schema_fault, s
 KINDS = ('pretrain', 'finetune', 'evaluate', 'committee', 'latency', 'baselines', 'attention')
 # Subfolders of runs that contain many small files and no run.
 _SKIPPED_FOLDERS = ('checkpoints', 'events', 'profile', 'wandb')
-# Model fields that do not change the latency.
-_LATENCY_FREE_FIELDS = tuple(
-  (
-    'vocab_size dropout initialization flops_heads tied norm_epsilon position_offset '
-    'segment_embeddings_for_pairs'
-  ).split()
-)
 # Settings of a protocol besides those of head and optimizer.
 _PROTOCOL_FIELDS = ('batch_size', 'epochs', 'length', 'patience', 'likelihood')
 # Rows of scores have the rate as a field, and the number of heads in the name of the checkpoint.
@@ -72,39 +64,6 @@ class RunRow:
   scores: int
   devices: str
   origin: str
-
-
-@dataclasses.dataclass(frozen=True)
-class LatencyRow:
-  """The latency of one contestant at one batch size, from `minilm latency --workdir`.
-
-  Attributes:
-    shape: fields of the model, of `encode_latency_shape`.
-    members, heads: number of models, and of heads of each model.
-    low, high: ends of the 95% interval of the median.
-    over_member: ratio of the median to that of a single member.
-    calls: number of timed calls.
-  """
-
-  run: str
-  name: str
-  recipe: str
-  shape: str
-  batch: int
-  length: int
-  members: int
-  heads: int
-  devices: int
-  depth: int
-  parameters: int
-  flops: int
-  median: float
-  low: float
-  high: float
-  p95: float
-  over_member: float
-  machine: str
-  calls: int
 
 
 def find_runs(folders: Sequence[epath.PathLike]) -> dict[str, epath.Path]:
@@ -333,48 +292,6 @@ def read_losses(name: str, path: epath.Path) -> list[RunLosses]:
     if any(columns):
       losses.append(RunLosses(name + member, *columns))
   return losses
-
-
-def encode_latency_shape(model: Mapping[str, Any]) -> str:
-  """Returns the model fields that determine the latency, as JSON."""
-  model = {**old_names.ADDED_FIELDS['model'], **model}
-  return json.dumps(
-    {name: value for name, value in model.items() if name not in _LATENCY_FREE_FIELDS},
-    sort_keys=True,
-  )
-
-
-def read_latencies(run_paths: Mapping[str, epath.Path]) -> list[LatencyRow]:
-  """Returns the rows of every finished latency run.
-
-  Raises:
-    InputError: a result is damaged.
-  """
-  fields = {field.name for field in dataclasses.fields(LatencyRow)}
-  rows = []
-  for name, path in select_kind(run_paths, 'latency').items():
-    if not (path / run_dir.RESULT).exists():
-      continue
-    models = files.read_json(path / run_dir.CONFIG, f'the recipe of {path}')['models']
-    result = files.read_json(path / run_dir.RESULT, f'the latency in {path}')
-    try:
-      for row in result['rows']:
-        values = {
-          **row,
-          **{end: to_float(row['milliseconds'][end]) for end in ('median', 'low', 'high', 'p95')},
-          'run': name,
-          'shape': encode_latency_shape(models[row['recipe']]),
-          'machine': result['machine'],
-          'calls': result['calls'],
-        }
-        rows.append(LatencyRow(**{key: value for key, value in values.items() if key in fields}))
-    except (KeyError, TypeError) as error:
-      raise InputError(
-        f'the latency in {path}',
-        f'{run_dir.RESULT} has no valid field {error}',
-        'run minilm latency again with a new --workdir',
-      ) from None
-  return rows
 
 
 def group_by(items: Iterable[T], make_key: Callable[[T], K]) -> dict[K, list[T]]:

@@ -19,8 +19,8 @@ from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
 from minilm_jax.analysis.paper2 import committee_study, equal_cost, pretraining_gap
 from minilm_jax.analysis.paper2.committee_study import CommitteeComparison
 from minilm_jax.analysis.paper2.equal_cost import Match, Measurements
+from minilm_jax.analysis.paper2.latencies import LatencyRow, encode_latency_shape, read_latencies
 from minilm_jax.analysis.paper2.pretraining_gap import OVERLAP, SIZE, BySeed, Gap
-from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import ScoreRow, make_score_table, select_main
 from minilm_jax.analysis.training_sets import TrainingSet
 from minilm_jax.core import files, paths, run_dir
@@ -118,7 +118,7 @@ def find_verdicts(
   by_series, _ = pretraining_gap.select_single_rows(rows, sets)
   gaps = pretraining_gap.find_gaps(sets, rows).points
   committees = committee_study.read_seed_committees(included, sets)
-  latencies = runs.read_latencies(included)
+  latencies = read_latencies(included)
   if not (gaps or committees or latencies or any(row.task in TOPICS for row in rows)):
     return ClaimResults([], [], [])
   comparison = committee_study.compare_with_deep(committees, rows, sets)
@@ -268,7 +268,7 @@ def _decide_committee(
   contestants = [
     name
     for name, training_set in sets.items()
-    if runs.encode_latency_shape(training_set.model) in shapes
+    if encode_latency_shape(training_set.model) in shapes
   ]
   accuracy = _decide(
     4,

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 
 from minilm_jax.analysis import runs, scores
-from minilm_jax.analysis.runs import LatencyRow
+from minilm_jax.analysis.paper2.latencies import LatencyRow, encode_latency_shape, find_slowest_pair
 from minilm_jax.analysis.scores import ScoreRow
 from minilm_jax.analysis.training_sets import TrainingSet
 from minilm_jax.core import files, paths, run_dir
@@ -82,7 +82,7 @@ class SeedCommittee:
     folder: name of the run.
     headline: metric of the task.
     seed: seed of fine-tuning of all members.
-    shapes: sorted shapes of the members, of `runs.encode_latency_shape`.
+    shapes: sorted shapes of the members, of `latencies.encode_latency_shape`.
     layers: largest number of layers of a member.
     has_convolutions: a member has convolutions.
     checkpoints: names of the pre-training runs of the members, as far as they are among the runs.
@@ -201,7 +201,7 @@ def _read_folder(
         examples=len(labels),
         headline=cards[0]['headline'],
         seed=seed,
-        shapes=tuple(sorted(runs.encode_latency_shape(card['model']) for card in cards)),
+        shapes=tuple(sorted(encode_latency_shape(card['model']) for card in cards)),
         layers=max(card['model']['num_layers'] for card in cards),
         has_convolutions=any(card['model']['convolutions'] for card in cards),
         checkpoints=tuple(dict.fromkeys(start.name for start in starts)),
@@ -252,7 +252,7 @@ def compare_with_deep(
       name = f'{task}, {split}: {folders} against {checkpoints}'
       differences[name] = scores.subtract_by_seed(by_committee, by_deep)
       collapsed += sum(row.pretrained.collapsed for row in rivals)
-      deep_shape = runs.encode_latency_shape(sets[rivals[0].checkpoint].model)
+      deep_shape = encode_latency_shape(sets[rivals[0].checkpoint].model)
     if differences:
       return CommitteeComparison(differences, collapsed, shapes, deep_shape, '')
     missing = CommitteeComparison({}, 0, shapes, '', NEEDED_DEEP)
@@ -319,23 +319,3 @@ def compare_latency(
   if size and not shape:
     missing = 'a latency of a committee whose members have one shape'
   return (math.nan, math.nan, math.nan), '', missing
-
-
-def find_slowest_pair(
-  latencies: Sequence[LatencyRow], contestant: tuple[str, int, int], deep_shape: str
-) -> tuple[LatencyRow, LatencyRow] | None:
-  """Returns the rows of a contestant and the deep model in the run with the largest ratio.
-
-  Args:
-    latencies: rows of all runs; batch size 1 counts.
-    contestant: shape, number of members and number of heads; its fastest strategy counts.
-    deep_shape: shape of the deep model.
-  """
-  pairs = []
-  single = [row for row in latencies if row.batch == 1]
-  for same_run in runs.group_by(single, lambda row: row.run).values():
-    by_model = runs.group_by(same_run, lambda row: (row.shape, row.members, row.heads))
-    if contestant in by_model and (deep_shape, 1, 1) in by_model:
-      fastest = min(by_model[contestant], key=lambda row: row.median)
-      pairs.append((fastest, by_model[deep_shape, 1, 1][0]))
-  return max(pairs, key=lambda pair: pair[0].median / pair[1].median, default=None)

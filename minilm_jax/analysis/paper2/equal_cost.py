@@ -12,10 +12,9 @@ from minilm_jax.analysis.paper2.committee_study import (
   CommitteeComparison,
   SeedCommittee,
   average_by_seed,
-  find_slowest_pair,
   group_by_task,
 )
-from minilm_jax.analysis.runs import LatencyRow
+from minilm_jax.analysis.paper2.latencies import LatencyRow, encode_latency_shape, find_slowest_pair
 from minilm_jax.analysis.scores import ScoreRow
 from minilm_jax.analysis.training_sets import TrainingSet
 from minilm_jax.tasks import metrics
@@ -72,7 +71,7 @@ class Measurements:
   deep_shape: str
 
   def compute_relative_latency(self, shape: str, members: int, heads: int = 1) -> float:
-    """Returns the ratio of median latencies to the deep model, see `compare_latency`."""
+    """Returns the ratio of median latencies to the deep model, see `find_slowest_pair`."""
     pair = find_slowest_pair(self.latencies, (shape, members, heads), self.deep_shape)
     return pair[0].median / pair[1].median if pair else math.nan
 
@@ -131,9 +130,7 @@ def _find_rivals(committee: SeedCommittee, measurements: Measurements) -> Iterat
       continue
     start = measurements.sets[name]
     if name in committee.checkpoints if has_heads else committee.is_shallower(start):
-      latency = measurements.compute_relative_latency(
-        runs.encode_latency_shape(start.model), 1, heads
-      )
+      latency = measurements.compute_relative_latency(encode_latency_shape(start.model), 1, heads)
       costs = _list_costs([measurements.curves[name]], 1, 1, latency)
       yield _Contestant(row.checkpoint, costs, row.pretrained.by_seed)
   deeper = [

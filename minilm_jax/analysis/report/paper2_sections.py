@@ -1,7 +1,7 @@
 """Answers, sections and files of a report on paper 2 (2507.14871).
 
 The numbers on claims, gap, committees and latencies come from `claims`, `pretraining_gap`,
-`committee_study` and `runs`.
+`committee_study` and `latencies`.
 """
 
 import dataclasses
@@ -21,15 +21,15 @@ from minilm_jax.analysis.number_format import (
   format_points,
   format_points_interval,
 )
-from minilm_jax.analysis.paper2 import claims, committee_study, pretraining_gap
+from minilm_jax.analysis.paper2 import claims, committee_study, latencies, pretraining_gap
 from minilm_jax.analysis.paper2.claims import CLAIMS, ClaimResults, Verdict
 from minilm_jax.analysis.paper2.committee_study import CommitteeRow
 from minilm_jax.analysis.paper2.equal_cost import Match
+from minilm_jax.analysis.paper2.latencies import LatencyRow
 from minilm_jax.analysis.paper2.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
 from minilm_jax.analysis.report import figures, scaling_figures
 from minilm_jax.analysis.report.figures import COLORS, DASHES, Drawing, arrange_panels
 from minilm_jax.analysis.report.sections import Answer, Section, TableFormat, as_csv, list_section
-from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import ScoreRow
 from minilm_jax.tasks import committee_scores
 from minilm_jax.tasks.committee_scores import LOGIT, MEMBERS, PROBABILITY
@@ -72,7 +72,7 @@ def study_paper2(
   """Returns the numbers on paper 2 in these runs."""
   return Paper2Study(
     committee_study.read_committee_rows(run_paths),
-    runs.read_latencies(run_paths),
+    latencies.read_latencies(run_paths),
     claims.find_verdicts(run_paths, failed, curves),
     pretraining_gap.find_gaps(training_sets.read_training_sets(run_paths), score_rows),
   )

@@ -12,7 +12,7 @@ import pytest
 
 from configs import paper2_data_sizes, tiny
 from minilm_jax.analysis import loss_curves, runs, training_sets
-from minilm_jax.analysis.paper2 import claims, committee_study
+from minilm_jax.analysis.paper2 import claims, committee_study, latencies
 from minilm_jax.analysis.paper2.claims import FAILS, HOLDS, OPEN, ClaimResults, Verdict
 from minilm_jax.analysis.report import report
 from minilm_jax.core import files, recipe, run_dir
@@ -491,7 +491,9 @@ def test_members_of_a_seed_predict_by_their_mean_probability(tmp_path: pathlib.P
   run_paths = runs.find_runs([str(tmp_path)])
   first, second = committee_study.read_seed_committees(run_paths, {})
   assert [(first.seed, first.value), (second.seed, second.value)] == [(4, 0.9), (7, 0.6)]
-  assert first.shapes == (runs.encode_latency_shape(make_model(**SHALLOW)),) * 3 and first.rows == 0
+  assert (
+    first.shapes == (latencies.encode_latency_shape(make_model(**SHALLOW)),) * 3 and first.rows == 0
+  )
   card_path = folder / 'classifier-5' / 'classifier.json'
   card = files.read_json(card_path, 'the card')
   files.write_json(card_path, card | {'step': -1})  # a classifier from scratch is no member
@@ -529,9 +531,9 @@ def test_a_report_has_verdicts_and_latencies(tmp_path: pathlib.Path):
   rows = list(csv.DictReader(written['verdicts.csv'].read_text().splitlines()))
   assert [row['verdict'] for row in rows] == [HOLDS, HOLDS, OPEN, HOLDS]
   first, *_ = csv.DictReader(written['latency.csv'].read_text().splitlines())
-  latencies = runs.read_latencies(runs.find_runs([folder]))
-  assert float(first['median']) == latencies[0].median == 0.5 and len(latencies) == 4
-  json.dumps([dataclasses.asdict(latency) for latency in latencies])
+  rows = latencies.read_latencies(runs.find_runs([folder]))
+  assert float(first['median']) == rows[0].median == 0.5 and len(rows) == 4
+  json.dumps([dataclasses.asdict(row) for row in rows])
 
 
 def test_reports_of_other_studies_have_no_verdicts(tmp_path: pathlib.Path):
@@ -553,4 +555,4 @@ def test_a_latency_without_a_field_is_refused(tmp_path: pathlib.Path):
   result = tmp_path / 'latency-0' / run_dir.RESULT
   files.write_json(result, {'rows': [{'name': 'a', 'recipe': 'conv'}], 'machine': '', 'calls': 2})
   with pytest.raises(InputError, match='milliseconds'):
-    runs.read_latencies(runs.find_runs([str(tmp_path)]))
+    latencies.read_latencies(runs.find_runs([str(tmp_path)]))

@@ -5,7 +5,6 @@ import math
 
 import pytest
 
-from minilm_jax.analysis import runs
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve, ModelShape
 from minilm_jax.analysis.paper2 import equal_cost
 from minilm_jax.analysis.paper2.committee_study import CommitteeComparison, SeedCommittee
@@ -16,8 +15,8 @@ from minilm_jax.analysis.paper2.equal_cost import (
   Match,
   Measurements,
 )
+from minilm_jax.analysis.paper2.latencies import LatencyRow, encode_latency_shape
 from minilm_jax.analysis.report import paper2_sections
-from minilm_jax.analysis.runs import LatencyRow
 from minilm_jax.analysis.scores import ScoreRow, make_score_table
 from minilm_jax.analysis.training_sets import TrainingSet
 from tests.fake_runs import make_score_line
@@ -25,7 +24,7 @@ from tests.fake_runs import make_score_line
 SHALLOW, DEEP = (
   {'num_layers': layers, 'convolutions': convolutions} for layers, convolutions in ((1, 2), (6, 0))
 )
-CONV, BERT = (runs.encode_latency_shape(model) for model in (SHALLOW, DEEP))
+CONV, BERT = (encode_latency_shape(model) for model in (SHALLOW, DEEP))
 MEMBERS = tuple(f'conv/member-{number}' for number in range(5))
 SEEDS = (0, 1, 2)
 CONTEST = CommitteeComparison({}, 0, (CONV,) * 5, BERT, '')
