@@ -217,7 +217,7 @@ def read_corpus(path: pathlib.Path) -> Any:
 
 def read_run(path: pathlib.Path) -> Any:
   """Reads runs like a report, without figures."""
-  from minilm_jax.analysis import averages, loss_curves, runs, scores, training_sets
+  from minilm_jax.analysis import loss_curves, runs, scores, training_sets
   from minilm_jax.analysis.paper2 import pretraining_gap
   from minilm_jax.analysis.report import finetune_figures
 
@@ -233,7 +233,7 @@ def read_run(path: pathlib.Path) -> Any:
   return (
     rows,
     table,
-    averages.average_tasks(table),
+    scores.average_tasks(table),
     finetune_figures.read_learning_curves(paths, table),
     finetune_figures.make_trajectories(table),
     curves,

@@ -17,9 +17,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from minilm_jax.analysis.ablations import AblationAtSize
-from minilm_jax.analysis.averages import is_averaged
 from minilm_jax.analysis.runs import group_by, select_single
-from minilm_jax.analysis.scores import ScoreRow, describe_differences
+from minilm_jax.analysis.scores import ScoreRow, describe_differences, is_averaged
 from minilm_jax.tasks import metrics
 
 NO_WORSE, WORSE = 'no worse on GLUE', 'worse on GLUE'

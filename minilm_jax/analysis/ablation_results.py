@@ -32,7 +32,7 @@ from minilm_jax.analysis.ablations import WORDS, Ablation, AblationAtSize, Compa
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
 from minilm_jax.analysis.number_format import format_interval
 from minilm_jax.analysis.runs import group_by, to_float
-from minilm_jax.analysis.scores import compute_difference, make_group
+from minilm_jax.analysis.seed_groups import compute_difference, make_group
 from minilm_jax.tasks import metrics
 
 CAUSES, SHORTENS, LENGTHENS, NOT = 'causes the plateau', 'shortens it', 'lengthens it', 'does not'

@@ -15,10 +15,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy import stats
 
-from minilm_jax.analysis.averages import Average
 from minilm_jax.analysis.loss_curves import LossCurve
 from minilm_jax.analysis.runs import group_by, select_single, to_float
-from minilm_jax.analysis.scores import ScoreRow, describe_differences
+from minilm_jax.analysis.scores import Average, ScoreRow, describe_differences
 from minilm_jax.tasks.metrics import CONFIDENCE, POWER, percentile_interval
 
 MIN_MODELS = 4  # in a correlation; also the checkpoints of one run

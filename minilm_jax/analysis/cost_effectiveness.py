@@ -21,7 +21,7 @@ from minilm_jax.analysis.correlation import ScoredModel
 from minilm_jax.analysis.laws import power_laws
 from minilm_jax.analysis.loss_curves import ACTUAL, HONEY, LossCurve, ModelShape
 from minilm_jax.analysis.runs import group_by, to_float
-from minilm_jax.analysis.scores import Difference, Group, compute_difference, make_group
+from minilm_jax.analysis.seed_groups import Difference, Group, compute_difference, make_group
 from minilm_jax.tasks import metrics
 
 FACTORS = tuple(field.name for field in dataclasses.fields(ModelShape))

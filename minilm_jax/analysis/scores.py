@@ -1,4 +1,4 @@
-"""Tables of fine-tuning scores: pre-trained against from scratch, with paired differences.
+"""Tables of fine-tuning scores, pre-trained against from scratch, and averages over tasks of GLUE.
 
 Values are the logged shares or correlations; reports multiply them by 100. Undefined scores, such
 as a correlation with constant predictions, are counted and left out of means. Validation examples
@@ -10,14 +10,13 @@ import dataclasses
 import json
 import math
 import operator
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from scipy import stats
 
-from minilm_jax.analysis.runs import group_by, to_float
+from minilm_jax.analysis.runs import group_by, select_single, to_float
+from minilm_jax.analysis.seed_groups import Difference, Group, compute_difference, make_group
 from minilm_jax.core.errors import InputError, sanitize
 from minilm_jax.tasks import metrics
 
@@ -30,6 +29,18 @@ FIELDS = tuple(
     'validation_score majority frequency constant_prediction truncated'
   ).split()
 )
+# Tasks of the averages. Papers often leave out WNLI, as its validation examples contradict its
+# training examples, and CoLA, as tiny models score 0.
+GLUE = ('cola', 'sst2', 'mrpc', 'stsb', 'qqp', 'mnli', 'qnli', 'rte', 'wnli')
+AVERAGES: dict[str, tuple[str, ...]] = {
+  'all': (),
+  'without WNLI': ('wnli',),
+  'without CoLA': ('cola',),
+  'without both': ('cola', 'wnli'),
+}
+# Averages use the matched split of MNLI under the split name of the other tasks.
+_AVERAGED_SPLITS = {'validation_matched': 'validation', 'test_matched': 'test'}
+_MISMATCHED_SPLITS = ('validation_mismatched', 'test_mismatched')
 _CELL_FIELDS = ('task', 'split', 'filtered', 'checkpoint', 'train_examples', 'held_out')
 # Fields of lines whose protocols are named by their differences.
 _PROTOCOL_SCOPE = ('task', 'split', 'filtered', 'train_examples')
@@ -37,49 +48,6 @@ _ROW_FIELDS = tuple(
   'task metric headline split filtered checkpoint examples train_examples held_out'.split()
 )
 R = TypeVar('R')  # a row or a key of rows
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-  """Scores over seeds of one arm, pre-trained or from scratch.
-
-  Attributes:
-    learning_rate: None without training.
-    mean, std, n: of the values; std is the sample standard deviation.
-    low, high: ends of Student's 95% interval of the mean.
-    collapsed: number of seeds with constant predictions.
-    undefined: number of seeds whose score is not finite.
-    mean_example_low, mean_example_high: interval over examples, its ends averaged over seeds.
-    seeds, values: finite scores, one a seed.
-  """
-
-  learning_rate: float | None = None
-  mean: float = math.nan
-  std: float = math.nan
-  n: int = 0
-  low: float = math.nan
-  high: float = math.nan
-  collapsed: int = 0
-  undefined: int = 0
-  mean_example_low: float = math.nan
-  mean_example_high: float = math.nan
-  seeds: tuple[int, ...] = ()
-  values: tuple[float, ...] = ()
-
-  @property
-  def by_seed(self) -> dict[int, float]:
-    """Values by seed."""
-    return dict(zip(self.seeds, self.values, strict=True))
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-  """Score pre-trained minus from scratch with its 95% interval, paired by seed or else Welch's."""
-
-  mean: float = math.nan
-  low: float = math.nan
-  high: float = math.nan
-  paired: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -293,12 +261,6 @@ def _group_lines(lines: Mapping[int, ScoreLine]) -> Group:
   )
 
 
-def make_group(values: Mapping[int, float], **fields: Any) -> Group:
-  """Returns the group of these values by seed, with other fields of `Group`."""
-  numbers = tuple(values.values())
-  return Group(**metrics.summarize(numbers), seeds=tuple(values), values=numbers, **fields)
-
-
 def select_main(
   rows: Iterable[ScoreRow], every_step: bool = False, phenomena: bool = False
 ) -> list[ScoreRow]:
@@ -310,12 +272,12 @@ def select_main(
   """
   chosen = [row for row in rows if row.shown]
   if not every_step:
-    chosen = select_last_steps(chosen, (*_CELL_FIELDS, 'protocol'))
+    chosen = _select_last_steps(chosen, (*_CELL_FIELDS, 'protocol'))
   paired_tasks = {row.task for row in chosen if row.split == ALL}
   return [row for row in chosen if (row.task in paired_tasks and row.split != ALL) == phenomena]
 
 
-def select_last_steps(rows: Sequence[R], fields: Sequence[str]) -> list[R]:
+def _select_last_steps(rows: Sequence[R], fields: Sequence[str]) -> list[R]:
   """Returns the rows of the last step among the rows with equal fields; None is the first step."""
   get_key = operator.attrgetter(*fields)
   ordered = sorted(rows, key=lambda row: _order_steps(row.step))
@@ -323,26 +285,96 @@ def select_last_steps(rows: Sequence[R], fields: Sequence[str]) -> list[R]:
   return [row for row in rows if row.step == last_steps[get_key(row)]]
 
 
-def compute_difference(group: Group, subtrahend: Group) -> Difference:
-  """Returns the difference of the means of two groups, paired if their seeds are equal."""
-  mean = group.mean - subtrahend.mean
-  if group.n and group.seeds == subtrahend.seeds:
-    interval = metrics.confidence_interval(np.subtract(group.values, subtrahend.values))
-    return Difference(mean, *interval, True)
-  if min(group.n, subtrahend.n) < 2:
-    return Difference(mean)
-  with warnings.catch_warnings():
-    # SciPy warns if one group has no variance, although the interval is defined.
-    warnings.simplefilter('ignore')
-    welch = stats.ttest_ind(group.values, subtrahend.values, equal_var=False).confidence_interval(
-      metrics.CONFIDENCE
-    )
-  return Difference(mean, float(welch.low), float(welch.high))
+@dataclasses.dataclass(frozen=True)
+class Average:
+  """The mean of the headline scores of several tasks.
+
+  The mean over tasks is taken for each seed. If the seeds differ between tasks, an arm has the mean
+  of the task means, n = 0 and no interval. An arm without one of the tasks has n = 0.
+
+  Attributes:
+    train_examples: sum over tasks.
+    protocol: that of the rows, see `ScoreRow`; each after its task if they differ.
+  """
+
+  name: str
+  tasks: tuple[str, ...]
+  split: str
+  filtered: bool
+  checkpoint: str
+  step: int | None
+  pretrained: Group
+  scratch: Group
+  difference: Difference
+  train_examples: int
+  protocol: str
 
 
-def subtract_by_seed(
-  values: Mapping[int, float], subtrahend: Mapping[int, float]
-) -> dict[int, float]:
-  """Returns the difference for each seed that both have, in the order of the seeds."""
-  common = sorted(values.keys() & subtrahend.keys())
-  return {seed: values[seed] - subtrahend[seed] for seed in common}
+def average_tasks(rows: Iterable[ScoreRow]) -> list[Average]:
+  """Returns the averages over GLUE for every checkpoint and step.
+
+  Averages are over the tasks of both arms and, separately, over all tasks of each arm. An average
+  has two or more tasks. Tasks with several rows, of several protocols or learning
+  rates, are in no average.
+
+  Args:
+    rows: rows of `make_score_table`; headline metrics that are in reports count.
+  """
+  cells = group_by(
+    filter(is_averaged, rows),
+    lambda row: (
+      _AVERAGED_SPLITS.get(row.split, row.split),
+      row.filtered,
+      row.checkpoint,
+      row.step,
+    ),
+  )
+  averages = []
+  for key, cell_rows in cells.items():
+    by_task = select_single(group_by(cell_rows, lambda row: row.task))
+    averages += _average_cell(key, {task: by_task[task] for task in GLUE if task in by_task})
+  return averages
+
+
+def is_averaged(row: ScoreRow) -> bool:
+  """Returns whether a row counts in an average over GLUE."""
+  return row.task in GLUE and row.headline and row.shown and row.split not in _MISMATCHED_SPLITS
+
+
+def _average_cell(
+  key: tuple[str, bool, str, int | None], rows: Mapping[str, ScoreRow]
+) -> Iterator[Average]:
+  arms = [
+    [task for task, row in rows.items() if getattr(row, arm).n] for arm in ('pretrained', 'scratch')
+  ]
+  seen = set()
+  for candidates in ([task for task in arms[0] if task in arms[1]], *arms):
+    for name, excluded in AVERAGES.items():
+      tasks = tuple(task for task in candidates if task not in excluded)
+      if len(tasks) < 2 or tasks in seen:
+        continue
+      seen.add(tasks)
+      pretrained = _average_groups([rows[task].pretrained for task in tasks])
+      scratch = _average_groups([rows[task].scratch for task in tasks])
+      difference = compute_difference(pretrained, scratch)
+      protocols = {task: rows[task].protocol for task in tasks}
+      protocol = protocols[tasks[0]]
+      if len(set(protocols.values())) > 1:
+        protocol = '; '.join(f'{task}: {text}' for task, text in protocols.items() if text)
+      train_examples = sum(rows[task].train_examples for task in tasks)
+      yield Average(name, tasks, *key, pretrained, scratch, difference, train_examples, protocol)
+
+
+def _average_groups(groups: Sequence[Group]) -> Group:
+  if not all(group.n for group in groups):
+    return Group()
+  collapsed = sum(group.collapsed for group in groups)
+  if len({group.seeds for group in groups}) > 1:
+    return Group(mean=float(np.mean([group.mean for group in groups])), collapsed=collapsed)
+  means = np.mean([group.values for group in groups], axis=0).tolist()
+  return make_group(dict(zip(groups[0].seeds, means, strict=True)), collapsed=collapsed)
+
+
+def select_latest(rows: Sequence[Average]) -> list[Average]:
+  """Returns the averages of the last step of each checkpoint."""
+  return _select_last_steps(rows, ('split', 'filtered', 'checkpoint'))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from minilm_jax.analysis import averages, correlation, scores
+from minilm_jax.analysis import correlation, scores
 from minilm_jax.analysis.report import scaling_report
 from tests import fake_runs
 
@@ -46,7 +46,7 @@ def make_scores(
 
 
 def correlate_all(curves: list, rows: list, **changes: object) -> tuple[list, list[str]]:
-  models, left_out = correlation.match_scores(curves, rows, averages.average_tasks(rows))
+  models, left_out = correlation.match_scores(curves, rows, scores.average_tasks(rows))
   correlations, reasons = correlation.correlate(models, **changes)
   return correlations, left_out + reasons
 
@@ -154,7 +154,7 @@ def test_a_perfect_order_of_few_models_gives_no_verdict(models: int, verdict: st
   """By chance four models have the order of their losses, or its reverse, in 2 of 24 cases."""
   curves = make_curves(np.linspace(2, 3, models).tolist())
   rows = make_scores(curves)
-  results = scaling_report.study_models(curves, rows, averages.average_tasks(rows), [], {}, 50)
+  results = scaling_report.study_models(curves, rows, scores.average_tasks(rows), [], {}, 50)
   (answer,) = (
     answer
     for answer in scaling_report.answer_questions(results)
@@ -206,7 +206,7 @@ def test_scores_of_different_protocols_are_different_series():
     for task, train_examples in (('rte', 2490), ('cola', int(100 * epochs)))
   ]
   rows = scores.make_score_table(lines)
-  models, _ = correlation.match_scores(curves, rows, averages.average_tasks(rows))
+  models, _ = correlation.match_scores(curves, rows, scores.average_tasks(rows))
   assert sorted([model.name for model in series] for series in models.values()) == [
     ['r0', 'r1'],
     ['r0', 'r1'],
@@ -271,7 +271,7 @@ def test_checkpoints_of_a_run_have_one_coefficient():
     for rate in (1e-4, 2e-4)
   ]
   rows = scores.make_score_table(lines)
-  found = correlation.correlate_checkpoints(curves, rows, averages.average_tasks(rows))
+  found = correlation.correlate_checkpoints(curves, rows, scores.average_tasks(rows))
   of_cola = {entry.run: entry for entry in found if entry.series.startswith('cola')}
   assert of_cola['r0'].checkpoints == 4  # one has two learning rates, of which none was chosen
   of_rte = {entry.run: entry for entry in found if entry.series.startswith('rte')}

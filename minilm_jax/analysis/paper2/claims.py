@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from etils import epath
 
-from minilm_jax.analysis import frontier, runs, scores, training_sets
+from minilm_jax.analysis import frontier, runs, training_sets
 from minilm_jax.analysis.loss_curves import ACTUAL, LossCurve
 from minilm_jax.analysis.paper2 import committee_study, equal_cost, pretraining_gap
 from minilm_jax.analysis.paper2.committee_study import CommitteeComparison
@@ -22,6 +22,7 @@ from minilm_jax.analysis.paper2.equal_cost import Match, Measurements
 from minilm_jax.analysis.paper2.latencies import LatencyRow, encode_latency_shape, read_latencies
 from minilm_jax.analysis.paper2.pretraining_gap import OVERLAP, SIZE, BySeed, Gap
 from minilm_jax.analysis.scores import ScoreRow, make_score_table, select_main
+from minilm_jax.analysis.seed_groups import subtract_by_seed
 from minilm_jax.analysis.training_sets import TrainingSet
 from minilm_jax.core import files, paths, run_dir
 from minilm_jax.tasks import metrics
@@ -200,7 +201,7 @@ def _decide_gain(
       for name in largest:
         pretrained = rows[name].pretrained
         scratch = rows[name].scratch if rows[name].scratch.n else borrowed
-        by_run[name] = scores.subtract_by_seed(pretrained.by_seed, scratch.by_seed)
+        by_run[name] = subtract_by_seed(pretrained.by_seed, scratch.by_seed)
         collapsed += pretrained.collapsed + scratch.collapsed
       title = f'{series} ({", ".join(largest)})'
       differences[title] = pretraining_gap.average_common_seeds(list(by_run.values()))

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from minilm_jax.analysis import runs, scores
+from minilm_jax.analysis import runs
 from minilm_jax.analysis.paper2.latencies import LatencyRow, encode_latency_shape, find_slowest_pair
 from minilm_jax.analysis.scores import ScoreRow
+from minilm_jax.analysis.seed_groups import subtract_by_seed
 from minilm_jax.analysis.training_sets import TrainingSet
 from minilm_jax.core import files, paths, run_dir
 from minilm_jax.core.errors import InputError
@@ -250,7 +251,7 @@ def compare_with_deep(
       folders = ', '.join(dict.fromkeys(committee.folder for committee in same_task))
       checkpoints = ', '.join(dict.fromkeys(row.checkpoint for row in rivals))
       name = f'{task}, {split}: {folders} against {checkpoints}'
-      differences[name] = scores.subtract_by_seed(by_committee, by_deep)
+      differences[name] = subtract_by_seed(by_committee, by_deep)
       collapsed += sum(row.pretrained.collapsed for row in rivals)
       deep_shape = encode_latency_shape(sets[rivals[0].checkpoint].model)
     if differences:

@@ -26,10 +26,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from minilm_jax.analysis import runs
-from minilm_jax.analysis.scores import (
+from minilm_jax.analysis.scores import ScoreRow
+from minilm_jax.analysis.seed_groups import (
   Difference,
   Group,
-  ScoreRow,
   compute_difference,
   make_group,
   subtract_by_seed,

@@ -13,7 +13,8 @@ from etils import epath
 
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.report.figures import MeanBand, Panel
-from minilm_jax.analysis.scores import Group, ScoreRow, describe_differences, name_differences
+from minilm_jax.analysis.scores import ScoreRow, describe_differences, name_differences
+from minilm_jax.analysis.seed_groups import Group
 from minilm_jax.core import files, old_names, run_dir
 from minilm_jax.core.errors import FLAG, NUMBER, TEXT, InputError, sanitize
 from minilm_jax.tasks import metrics

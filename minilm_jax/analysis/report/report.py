@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from etils import epath
 
-from minilm_jax.analysis import averages, logged_table, loss_curves, runs, training_sets
+from minilm_jax.analysis import logged_table, loss_curves, runs, scores, training_sets
 from minilm_jax.analysis.report import (
   figures,
   finetune_figures,
@@ -148,8 +148,8 @@ def _report_runs(
   """Returns the contents of all files by name."""
   run_rows = [row for name, path in run_paths.items() for row in runs.summarize_run(name, path)]
   score_rows = make_score_table(runs.read_scores(run_paths))
-  score_averages = averages.average_tasks(score_rows)
-  latest_averages = averages.select_latest(score_averages)
+  averages = scores.average_tasks(score_rows)
+  latest_averages = scores.select_latest(averages)
   failed = runs.read_failures(folders)
   curves, left_out = loss_curves.read_runs(run_paths)
   paper2 = paper2_sections.study_paper2(run_paths, failed, curves, select_main(score_rows))
@@ -159,7 +159,7 @@ def _report_runs(
   scaling = scaling_report.study_models(
     comparable,
     select_main(score_rows, every_step=True),
-    score_averages,
+    averages,
     [*(left_out if num_models >= scaling_report.MIN_MODELS else ()), *other_sets.values()],
     failed,
     draws,
@@ -184,7 +184,7 @@ def _report_runs(
   )
   return {
     'scores.csv': sections.as_csv(ScoreRow, score_rows),
-    'averages.csv': sections.as_csv(averages.Average, score_averages),
+    'averages.csv': sections.as_csv(scores.Average, averages),
     'runs.csv': sections.as_csv(runs.RunRow, run_rows),
     **run_files,
     **scaling_files,

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from minilm_jax.analysis import correlation, cost_effectiveness, scaling_study
-from minilm_jax.analysis.averages import Average, select_latest
 from minilm_jax.analysis.correlation import (
   LOSS,
   MIN_VERDICT_MODELS,
@@ -46,7 +45,7 @@ from minilm_jax.analysis.scaling_study import (
   format_constant,
   select_laws,
 )
-from minilm_jax.analysis.scores import ScoreRow
+from minilm_jax.analysis.scores import Average, ScoreRow, select_latest
 from minilm_jax.core.errors import InputError, to_json_types
 
 MIN_MODELS = 2  # of a scaling study

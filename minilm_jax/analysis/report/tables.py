@@ -7,7 +7,6 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from minilm_jax.analysis.averages import Average, average_tasks, select_latest
 from minilm_jax.analysis.number_format import (
   NONE,
   format_interval,
@@ -18,14 +17,16 @@ from minilm_jax.analysis.report.sections import Answer, Section, TableFormat, to
 from minilm_jax.analysis.runs import RunRow
 from minilm_jax.analysis.scores import (
   ALL,
-  Group,
+  Average,
   ScoreLine,
   ScoreRow,
+  average_tasks,
   describe_differences,
   make_score_table,
+  select_latest,
   select_main,
-  subtract_by_seed,
 )
+from minilm_jax.analysis.seed_groups import Group, subtract_by_seed
 from minilm_jax.core import progress
 from minilm_jax.core.progress import format_duration
 from minilm_jax.tasks.metrics import smallest_detectable_effect

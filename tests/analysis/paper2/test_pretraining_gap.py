@@ -13,7 +13,8 @@ from minilm_jax.analysis import runs, training_sets
 from minilm_jax.analysis.paper2 import pretraining_gap
 from minilm_jax.analysis.paper2.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
 from minilm_jax.analysis.report import report
-from minilm_jax.analysis.scores import Difference, make_score_table, select_main
+from minilm_jax.analysis.scores import make_score_table, select_main
+from minilm_jax.analysis.seed_groups import Difference
 from minilm_jax.core import files, run_dir
 from tests.fake_runs import (
   change_config,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from minilm_jax.analysis import averages, scores
+from minilm_jax.analysis import scores
 from minilm_jax.analysis.report import tables
 from minilm_jax.analysis.scores import ScoreRow, make_score_table
 from tests.fake_runs import make_score_line
@@ -225,7 +225,7 @@ def test_protocol_has_seeds_selection_and_epochs(lines: list, protocol: str):
 
 
 def test_averages_list_their_tasks():
-  (average,) = averages.average_tasks(
+  (average,) = scores.average_tasks(
     make_score_table(
       [
         make_score_line(0.5, seed, task=task)
