@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TypeVar
 
@@ -88,11 +89,31 @@ def bootstrap(
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-  """A form that is fitted to points of one kind, by one count of FLOPs."""
+  """A form that is fitted to points of one kind, by one count of FLOPs.
+
+  Attributes:
+    field: field of the points that follows from their FLOPs.
+    low, high: range of the FLOPs of the points, without `high`.
+  """
 
   source: str
-  count: str
-  fit: Callable[[list[Point]], Fit]
+  form: Callable[..., Fit]
+  name: str
+  count: str = HONEY
+  field: str = 'loss'
+  low: float = 0.0
+  high: float = math.inf
+
+  def fit(self, points: Sequence[Point]) -> Fit:
+    """Returns the fit to these points of the kind.
+
+    Raises:
+      InputError: there are too few points.
+    """
+    points = [point for point in points if self.low <= point.flops < self.high]
+    flops, _ = frontier.to_arrays(points)
+    values = np.array([getattr(point, self.field) for point in points], float)
+    return dataclasses.replace(self.form(flops, values, self.name), count=self.count)
 
 
 Fits = dict[Law | str, Fit]  # `EVALUATIONS` is the law over parameters and tokens
@@ -108,16 +129,19 @@ def list_laws(curves: Sequence[LossCurve], splits: Sequence[float]) -> list[Law]
   other_counts = [
     other for other in (KAPLAN, ACTUAL) if all(other in curve.flops_per_row for curve in curves)
   ]
-  laws = [Law(kind, HONEY, _make_fitter(form, kind)) for kind in _FORMS for form in _FORMS[kind]]
+  laws = [Law(kind, form, kind) for kind in _FORMS for form in _FORMS[kind]]
   laws += [
-    Law(FRONTIER, HONEY, _make_fitter(form, f'{FRONTIER} {side} {split:.3g} FLOPs', side, split))
+    Law(FRONTIER, form, f'{FRONTIER} {side} {split:.3g} FLOPs', low=low, high=high)
     for split in splits
-    for side in ('below', 'above')
+    for side, low, high in (('below', 0.0, split), ('above', split, math.inf))
     for form in (power_laws.fit_log_power, power_laws.fit_power)
   ]
-  laws += [Law(FRONTIER, HONEY, _make_exponent_fitter(field)) for field in ('tokens', 'parameters')]
+  laws += [
+    Law(FRONTIER, power_laws.fit_one_parameter, f'{field} along the {FRONTIER}', field=field)
+    for field in ('tokens', 'parameters')
+  ]
   return laws + [
-    Law(FRONTIER, other, _make_fitter(form, f'{FRONTIER}, {other} count'))
+    Law(FRONTIER, form, f'{FRONTIER}, {other} count', other)
     for other in other_counts
     for form in (power_laws.fit_log_power, broken_laws.fit_two_piece)
   ]
@@ -152,7 +176,7 @@ def fit_all(runs: Sequence[SweepRun], laws: Sequence[Law]) -> tuple[Fits, list[s
       if key not in points:
         points[key] = select_points(law.source, runs, law.count)
       suffix = f' ({law.source})'
-      fits[law] = dataclasses.replace(law.fit(points[key]), count=law.count)
+      fits[law] = law.fit(points[key])
     except InputError as error:
       reasons.append(f'{error.asked}: {error.found}{suffix}')
   return fits, list(dict.fromkeys(reasons))
@@ -231,23 +255,3 @@ def fit_run_ends(points: Sequence[Point]) -> tuple[list[Fit], list[str]]:
     except InputError as error:
       reasons.append(f'{error.asked}: {error.found} ({ENDS})')
   return fits, reasons
-
-
-def _make_fitter(
-  form: Callable[..., Fit], name: str, side: str = '', split: float = 0.0
-) -> Callable[[list[Point]], Fit]:
-  def fit(points: list[Point]) -> Fit:
-    if side:
-      points = [point for point in points if (point.flops < split) == (side == 'below')]
-    return form(*frontier.to_arrays(points), name)
-
-  return fit
-
-
-def _make_exponent_fitter(field: str) -> Callable[[list[Point]], Fit]:
-  def fit(points: list[Point]) -> Fit:
-    values = np.array([getattr(point, field) for point in points], float)
-    flops, _ = frontier.to_arrays(points)
-    return power_laws.fit_one_parameter(flops, values, f'{field} along the {FRONTIER}')
-
-  return fit
