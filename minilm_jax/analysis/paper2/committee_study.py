@@ -171,15 +171,11 @@ def _read_folder(
   name: str, path: epath.Path, sets: Mapping[str, TrainingSet]
 ) -> Iterator[SeedCommittee]:
   entries = files.read_json(path / run_dir.MANIFEST, f'the members of {path}')['members']
-  members = [
-    (
-      files.read_json(
-        path / entry['folder'] / run_dir.CLASSIFIER, f'a member of the committee {path}'
-      ),
-      entry,
-    )
-    for entry in entries
+  subject = f'a member of the committee {path}'
+  cards = [
+    files.read_json(path / entry['folder'] / run_dir.CLASSIFIER, subject) for entry in entries
   ]
+  members = zip(cards, entries, strict=True)
   pretrained = [(card, entry) for card, entry in members if card['step'] >= 0]  # -1 from scratch
   by_seed = runs.group_by(pretrained, lambda member: member[0]['seed'])
   for seed, same_seed in by_seed.items():
