@@ -154,27 +154,20 @@ class Depth:
 def group_seeds(curves: Sequence[LossCurve]) -> list[Arm]:
   """Returns the finished runs by cost; runs that differ in their seeds alone form one arm."""
   finished = (curve for curve in curves if curve.finished)
-  groups = group_by(finished, lambda curve: (curve.arm, curve.rows[-1]))
   unknown_seeds = itertools.count(-1, -1)  # no two arms share one, so they are not paired
-  arms = [Arm(group, _group_perplexity(group, unknown_seeds)) for group in groups.values()]
-  return sorted(arms, key=lambda arm: (arm.flops, arm.runs))
-
-
-def _group_perplexity(curves: Sequence[LossCurve], unknown_seeds: Iterator[int]) -> Group:
-  """Returns the mean perplexity of each seed."""
-  by_seed = group_by(
-    curves, lambda curve: next(unknown_seeds) if curve.seed is None else curve.seed
-  )
-  return make_group(
-    {
-      seed: float(np.mean([_compute_perplexity(curve) for curve in group]))
-      for seed, group in sorted(by_seed.items())
+  arms = []
+  for group in group_by(finished, lambda curve: (curve.arm, curve.rows[-1])).values():
+    losses: dict[int, list[float]] = {}
+    for curve in group:
+      seed = next(unknown_seeds) if curve.seed is None else curve.seed
+      loss = curve.loss[-1] if curve.test_loss is None else curve.test_loss
+      losses.setdefault(seed, []).append(loss)
+    perplexity = {
+      seed: float(np.mean([power_laws.clip_exp(loss) for loss in same_seed]))
+      for seed, same_seed in sorted(losses.items())
     }
-  )
-
-
-def _compute_perplexity(curve: LossCurve) -> float:
-  return power_laws.clip_exp(curve.loss[-1] if curve.test_loss is None else curve.test_loss)
+    arms.append(Arm(group, make_group(perplexity)))
+  return sorted(arms, key=lambda arm: (arm.flops, arm.runs))
 
 
 def _format_recipe(curve: LossCurve) -> str:

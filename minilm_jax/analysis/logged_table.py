@@ -112,10 +112,10 @@ def read_csv(path: epath.PathLike) -> list[LossCurve]:
 
   If not logged, the length of a row follows from the FLOPs of Kaplan, 6 N a token. Lines that
   disagree with most lines of their run are logged. A run without usable lines has the length of
-  runs with as many tokens an update. The vocabulary V
-  follows from the embedding parameters, (V + 134) e. The other parameters determine whether the
-  head is tied. A run with a test loss is finished. In a table without test losses, a run is
-  finished if its last finite loss is at 99% of the last update of the table or later.
+  runs with as many tokens an update. The vocabulary V follows from the embedding parameters,
+  (V + 134) e. The other parameters determine whether the head is tied. A run with a test loss is
+  finished. In a table without test losses, a run is finished if its last finite loss is at 99% of
+  the last update of the table or later.
 
   Args:
     path: .csv or .csv.gz file with the columns of `NEEDED`; a perplexity replaces a loss.
