@@ -120,10 +120,10 @@ class LossCurve:
 def read_runs(run_paths: Mapping[str, epath.Path]) -> tuple[list[LossCurve], list[str]]:
   """Returns the loss curves, and the reasons for pre-training runs without a curve.
 
-  Each pre-training run has a curve or, as `<run> member N`, each of its members has.
-  Members that were extracted to `<run>/member-N` have the curve of that run alone. For shorter rows
-  than the maximal length, FLOPs are scaled in proportion; actual FLOPs are those of the log. A run
-  that started with the weights of another run is left out.
+  Each pre-training run has a curve or, as `<run> member N`, each of its members has. Members that
+  were extracted to `<run>/member-N` have the curve of that run alone. For shorter rows than the
+  maximal length, FLOPs are scaled in proportion; actual FLOPs are those of the log. A run that
+  started with the weights of another run is left out.
 
   Raises:
     InputError: a file of a run is damaged.

@@ -314,8 +314,8 @@ def average_tasks(rows: Iterable[ScoreRow]) -> list[Average]:
   """Returns the averages over GLUE for every checkpoint and step.
 
   Averages are over the tasks of both arms and, separately, over all tasks of each arm. An average
-  has two or more tasks. Tasks with several rows, of several protocols or learning
-  rates, are in no average.
+  has two or more tasks. Tasks with several rows, of several protocols or learning rates, are in no
+  average.
 
   Args:
     rows: rows of `make_score_table`; headline metrics that are in reports count.

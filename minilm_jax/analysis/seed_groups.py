@@ -14,7 +14,7 @@ from minilm_jax.tasks import metrics
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """Scores over seeds of one arm, pre-trained or from scratch.
+  """Numbers by seed, such as the scores of one arm, pre-trained or from scratch.
 
   Attributes:
     learning_rate: None without training.
@@ -23,7 +23,7 @@ class Group:
     collapsed: number of seeds with constant predictions.
     undefined: number of seeds whose score is not finite.
     mean_example_low, mean_example_high: interval over examples, its ends averaged over seeds.
-    seeds, values: finite scores, one a seed.
+    seeds, values: finite numbers, one a seed.
   """
 
   learning_rate: float | None = None
@@ -47,7 +47,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """Score pre-trained minus from scratch with its 95% interval, paired by seed or else Welch's."""
+  """A difference of means with its 95% interval, paired by seed or else Welch's."""
 
   mean: float = math.nan
   low: float = math.nan
