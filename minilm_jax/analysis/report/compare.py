@@ -4,7 +4,7 @@ The numbers come from `ablation_results` and `ablation_glue`, the figures from `
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import rich.table
 from etils import epath
@@ -22,13 +22,15 @@ from minilm_jax.analysis.ablation_results import (
 )
 from minilm_jax.analysis.ablations import Comparison
 from minilm_jax.analysis.number_format import NONE, format_interval, format_points
-from minilm_jax.analysis.report import compare_figures, figures, html
+from minilm_jax.analysis.report import compare_figures, html
+from minilm_jax.analysis.report.figures import Drawing
 from minilm_jax.analysis.report.sections import (
   Answer,
   Section,
   Table,
   TableFormat,
   as_csv,
+  encode_figures,
   list_section,
   to_terminal,
 )
@@ -116,12 +118,11 @@ def compare(
   answers, sections = [], []
   for part in comparison.shapes:
     rows, shape = tables[part.shape], part.shape if len(tables) > 1 else ''
-    drawings = compare_figures.draw_comparison(part, rows, levels[''], lines)
-    files, pictures = figures.encode(drawings, f'-{shape}' if shape else '')
-    contents |= files
     answers += answer_questions(rows, shape)
-    sections += make_sections(shape, rows, glue[part.shape], pictures)
+    drawings = compare_figures.draw_comparison(part, rows, levels[''], lines)
+    sections += make_sections(shape, rows, glue[part.shape], drawings)
   sections += list_other_runs(comparison)
+  contents |= encode_figures(sections)
   page = html.render('Ablations of a base recipe', answers, sections, preregistration)
   contents['compare.html'] = page.encode()
   workdir = epath.Path(workdir)
@@ -203,18 +204,19 @@ def make_sections(
   shape: str,
   rows: Sequence[AblationRow],
   glue: Sequence[GlueRow],
-  pictures: Mapping[str, Sequence[str]],
+  drawings: Iterable[tuple[str, Drawing]],
 ) -> Iterator[Section]:
   """Yields the figures and tables of one shape.
 
   Args:
-    shape: name of the shape in titles; '' with a single shape.
-    pictures: `<svg>` elements by the name of a figure.
+    shape: name of the shape in titles and names of files; '' with a single shape.
+    drawings: figures with their names, of `compare_figures.draw_comparison`.
   """
   scope = f', {shape}' if shape else ''
-  for name, (title, caption, note) in _FIGURES.items():
-    if name in pictures:
-      yield Section(f'{title}{scope}', figures=pictures[name], caption=caption, notes=[note])
+  for name, drawing in drawings:
+    title, caption, note = _FIGURES[name]
+    figure = {f'{name}-{shape}' if shape else name: drawing}
+    yield Section(f'{title}{scope}', figures=figure, caption=caption, notes=[note])
   yield Section(f'Ablations{scope}', table=ABLATION_FORMAT.fill(rows))
   if glue:
     yield Section(f'GLUE{scope}', table=make_glue_table(glue))
@@ -258,7 +260,7 @@ def list_terminal_parts(comparison: Comparison, tables: Tables) -> list[rich.tab
   """Returns the table and the answers of each shape, then the other runs, for a terminal."""
   parts: list[rich.table.Table | str] = []
   for shape, rows in tables.items():
-    for section in make_sections(shape, rows, (), {}):
+    for section in make_sections(shape, rows, (), ()):
       parts += to_terminal(section)
     parts += [*map(str, answer_questions(rows, shape if len(tables) > 1 else '')), '']
   return parts + [part for section in list_other_runs(comparison) for part in to_terminal(section)]

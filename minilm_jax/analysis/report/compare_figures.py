@@ -63,94 +63,94 @@ def select_ablations(part: AblationAtSize, rows: Sequence[AblationRow]) -> list[
   return comparable[:MAX_CURVES]
 
 
+@mpl.rc_context(STYLE)
 def draw_curves(
   base: Ablation, ablations: Sequence[Ablation], levels: Mapping[str, float]
 ) -> Drawing:
   """Draws validation loss by FLOPs on logarithmic axes, with the base thick and levels by name."""
   tooltips: dict[str, str] = {}
-  with mpl.rc_context(STYLE):
-    figure = _new_figure(len(ablations) + 1 + len(levels))
-    axes = figure.add_subplot()
-    handles = {}
-    for curve in base.curves.values():
-      (handles[base.name],) = axes.plot(
-        curve.flops(ACTUAL), curve.loss, '-', color=INK, linewidth=3.5, alpha=0.4
+  figure = _new_figure(len(ablations) + 1 + len(levels))
+  axes = figure.add_subplot()
+  handles = {}
+  for curve in base.curves.values():
+    (handles[base.name],) = axes.plot(
+      curve.flops(ACTUAL), curve.loss, '-', color=INK, linewidth=3.5, alpha=0.4
+    )
+  for number, (ablation, (dash, color)) in enumerate(zip(ablations, line_styles())):
+    for curve in ablation.curves.values():
+      gid, flops = f'run-{number}-{len(tooltips)}', curve.flops(ACTUAL)
+      (handles[ablation.name],) = axes.plot(
+        flops, curve.loss, dash, color=color, linewidth=1.1, gid=gid
       )
-    for number, (ablation, (dash, color)) in enumerate(zip(ablations, line_styles())):
-      for curve in ablation.curves.values():
-        gid, flops = f'run-{number}-{len(tooltips)}', curve.flops(ACTUAL)
-        (handles[ablation.name],) = axes.plot(
-          flops, curve.loss, dash, color=color, linewidth=1.1, gid=gid
-        )
-        tooltips[gid] = (
-          f'{curve.name}: {ablation.name}, loss {curve.loss[-1]:.3f} at {flops[-1]:.2e} FLOPs'
-        )
-    for (name, loss), dash in zip(levels.items(), itertools.cycle(_LEVEL_DASHES)):
-      handles[f'{name}, {loss:.2f} nats'] = axes.axhline(
-        loss, color=INK, alpha=0.5, linestyle=dash, linewidth=1
+      tooltips[gid] = (
+        f'{curve.name}: {ablation.name}, loss {curve.loss[-1]:.3f} at {flops[-1]:.2e} FLOPs'
       )
-    set_log_axes(axes, 'FLOPs of training', 'validation loss (nats)')
-    add_legend(figure, handles)
+  for (name, loss), dash in zip(levels.items(), itertools.cycle(_LEVEL_DASHES)):
+    handles[f'{name}, {loss:.2f} nats'] = axes.axhline(
+      loss, color=INK, alpha=0.5, linestyle=dash, linewidth=1
+    )
+  set_log_axes(axes, 'FLOPs of training', 'validation loss (nats)')
+  add_legend(figure, handles)
   return Drawing(figure, tooltips)
 
 
+@mpl.rc_context(STYLE)
 def draw_speeds(rows: Sequence[AblationRow]) -> Drawing:
   """Draws the speed of each ablation with its interval; a bound is a hollow triangle."""
   tooltips: dict[str, str] = {}
   rows = sorted(rows, key=lambda row: (-row.speed.value, row.change))
-  with mpl.rc_context(STYLE):
-    figure = Figure(figsize=(WIDTH, 1.2 + 0.5 * len(rows)))
-    axes = figure.add_subplot()
-    axes.axvline(1, color=INK, alpha=0.5, linestyle=':', linewidth=1)
-    axes.set_xscale('log')
-    ends = [
-      end
-      for row in rows
-      for end in (row.speed.value, row.speed.low, row.speed.high)
-      if math.isfinite(end) and end > 0
-    ]
-    low, high = min([*ends, 1]) / 1.3, max([*ends, 1]) * 1.3
-    axes.set_xlim(low, high)
-    for index, row in enumerate(rows):
-      speed, gid, y = row.speed, f'speed-{index}', index + 0.15
-      if not math.isnan(speed.low):
-        interval = [max(speed.low, low), min(speed.high, high)]
-        axes.plot(interval, [y, y], '-', color=COLORS[0], alpha=0.5)
-      axes.plot(
-        [speed.value],
-        [y],
-        ('>' if speed.bound == AT_LEAST else '<') if speed.bound else 'o',
-        color=COLORS[0],
-        markersize=5,
-        markerfacecolor='none' if speed.bound else COLORS[0],
-        gid=gid,
-      )
-      tooltips[gid] = f'{row.change}: speed {speed}'
-    label_rows(axes, [row.change for row in rows])
-    axes.set_xlabel('speed: tokens of the base / tokens')
-    set_log_ticks(axes.xaxis, 6)
+  figure = Figure(figsize=(WIDTH, 1.2 + 0.5 * len(rows)))
+  axes = figure.add_subplot()
+  axes.axvline(1, color=INK, alpha=0.5, linestyle=':', linewidth=1)
+  axes.set_xscale('log')
+  ends = [
+    end
+    for row in rows
+    for end in (row.speed.value, row.speed.low, row.speed.high)
+    if math.isfinite(end) and end > 0
+  ]
+  low, high = min([*ends, 1]) / 1.3, max([*ends, 1]) * 1.3
+  axes.set_xlim(low, high)
+  for index, row in enumerate(rows):
+    speed, gid, y = row.speed, f'speed-{index}', index + 0.15
+    if not math.isnan(speed.low):
+      interval = [max(speed.low, low), min(speed.high, high)]
+      axes.plot(interval, [y, y], '-', color=COLORS[0], alpha=0.5)
+    axes.plot(
+      [speed.value],
+      [y],
+      ('>' if speed.bound == AT_LEAST else '<') if speed.bound else 'o',
+      color=COLORS[0],
+      markersize=5,
+      markerfacecolor='none' if speed.bound else COLORS[0],
+      gid=gid,
+    )
+    tooltips[gid] = f'{row.change}: speed {speed}'
+  label_rows(axes, [row.change for row in rows])
+  axes.set_xlabel('speed: tokens of the base / tokens')
+  set_log_ticks(axes.xaxis, 6)
   return Drawing(figure, tooltips)
 
 
+@mpl.rc_context(STYLE)
 def draw_multipliers(base: Ablation, ablations: Sequence[Ablation]) -> Drawing:
   """Draws the compute multiplier of each ablation along the loss, with its 95% interval."""
-  with mpl.rc_context(STYLE):
-    figure = _new_figure(len(ablations))
-    axes = figure.add_subplot()
-    axes.axhline(1, color=INK, alpha=0.5, linestyle=':', linewidth=1)
-    handles = {}
-    for ablation, (dash, color) in zip(ablations, line_styles()):
-      multipliers = _measure_multipliers(base, ablation)
-      losses, ratios = list(multipliers), list(multipliers.values())
-      low, high = [ratio.low for ratio in ratios], [ratio.high for ratio in ratios]
-      axes.fill_between(losses, low, high, color=color, alpha=0.12, linewidth=0)
-      (handles[ablation.name],) = axes.plot(
-        losses, [ratio.value for ratio in ratios], dash, color=color, linewidth=1.3
-      )
-    set_log_axes(axes, 'validation loss (nats), falling', 'compute multiplier')
-    set_log_ticks(axes.xaxis, 6)
-    axes.invert_xaxis()
-    add_legend(figure, handles)
+  figure = _new_figure(len(ablations))
+  axes = figure.add_subplot()
+  axes.axhline(1, color=INK, alpha=0.5, linestyle=':', linewidth=1)
+  handles = {}
+  for ablation, (dash, color) in zip(ablations, line_styles()):
+    multipliers = _measure_multipliers(base, ablation)
+    losses, ratios = list(multipliers), list(multipliers.values())
+    low, high = [ratio.low for ratio in ratios], [ratio.high for ratio in ratios]
+    axes.fill_between(losses, low, high, color=color, alpha=0.12, linewidth=0)
+    (handles[ablation.name],) = axes.plot(
+      losses, [ratio.value for ratio in ratios], dash, color=color, linewidth=1.3
+    )
+  set_log_axes(axes, 'validation loss (nats), falling', 'compute multiplier')
+  set_log_ticks(axes.xaxis, 6)
+  axes.invert_xaxis()
+  add_legend(figure, handles)
   return Drawing(figure)
 
 

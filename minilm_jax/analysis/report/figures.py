@@ -1,10 +1,11 @@
 """Draws the figures of a report: losses, scores, panels and confusion matrices, in one style.
 
-Figures have no background and a single ink. `Drawing.to_svg` replaces the ink with the text colour
+Figures have no background and a single ink. `Drawing.svg` replaces the ink with the text colour
 of the page, light or dark. A width of 4 inches keeps text readable on a screen of 400 pixels.
 """
 
 import dataclasses
+import functools
 import html
 import io
 import itertools
@@ -78,27 +79,31 @@ class Drawing:
   tooltips: Mapping[str, str] = dataclasses.field(default_factory=dict)
   panels: Sequence['Drawing'] = ()
 
-  def to_svg(self) -> str:
-    """Returns the figure as an `<svg>` element with tooltips, in the colour of the text around it.
+  @functools.cached_property
+  def svg(self) -> str:
+    """The figure as an `<svg>` element with tooltips, in the colour of the text around it.
 
     Equal figures give equal bytes.
     """
+    file = io.StringIO()
     with mpl.rc_context(STYLE):
-      file = io.StringIO()
       metadata = {'Date': None, 'Creator': None}
       self.figure.savefig(file, format='svg', transparent=True, metadata=metadata)
     text = file.getvalue()
     svg = sanitize(text[text.index('<svg') :]).replace(INK, 'currentColor')
     return add_tooltips(svg, self.tooltips)
 
+  @property
+  def page_svgs(self) -> list[str]:
+    """The `<svg>` elements of a page: those of the panels or, without panels, of the figure."""
+    return [panel.svg for panel in self.panels] or [self.svg]
+
+  @mpl.rc_context(STYLE)
   def to_png(self) -> bytes:
     """Returns the figure on white, for slides and papers."""
-    with mpl.rc_context(STYLE):
-      file = io.BytesIO()
-      FigureCanvasAgg(self.figure)
-      self.figure.savefig(
-        file, format='png', dpi=200, facecolor='white', metadata={'Software': None}
-      )
+    file = io.BytesIO()
+    FigureCanvasAgg(self.figure)
+    self.figure.savefig(file, format='png', dpi=200, facecolor='white', metadata={'Software': None})
     return file.getvalue()
 
 
@@ -112,23 +117,6 @@ def add_tooltips(svg: str, tooltips: Mapping[str, str]) -> str:
     group = f'<g id="{name}">'
     svg = svg.replace(group, f'{group}<title>{html.escape(sanitize(text))}</title>', 1)
   return svg
-
-
-def encode(
-  drawings: Iterable[tuple[str, Drawing]], suffix: str = ''
-) -> tuple[dict[str, bytes], dict[str, list[str]]]:
-  """Returns the files of drawings, and the `<svg>` elements of each for a page.
-
-  Args:
-    suffix: of the file names, before .svg and .png.
-  """
-  contents, pictures = {}, {}
-  for name, drawing in drawings:
-    svg = drawing.to_svg()
-    pictures[name] = [panel.to_svg() for panel in drawing.panels] or [svg]
-    contents[f'{name}{suffix}.svg'] = svg.encode()
-    contents[f'{name}{suffix}.png'] = drawing.to_png()
-  return contents, pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,66 +148,66 @@ class DotRow:
   baselines: Mapping[str, float]
 
 
+@mpl.rc_context(STYLE)
 def draw_losses(curves: Sequence[RunLosses]) -> Drawing:
   """Draws the validation loss (points) and training loss (faint) of each run by tokens."""
-  with mpl.rc_context(STYLE):
-    figure = Figure(figsize=(WIDTH, 3.4 + _LINE_HEIGHT * max(1, len(curves))))
-    axes = figure.add_subplot()
-    handles, tooltips = [], {}
-    for number, (curve, (dash, color)) in enumerate(zip(curves, line_styles())):
-      tooltips[f'loss-{number}'] = curve.name
-      axes.plot(curve.train_tokens, curve.train_loss, dash, color=color, alpha=0.5, linewidth=1)
-      handles += axes.plot(
-        curve.validation_tokens,
-        curve.validation_loss,
-        dash,
-        color=color,
-        marker='o',
-        markersize=3,
-        gid=f'loss-{number}',
-      )
-    axes.set_xlabel('tokens')
-    axes.set_ylabel('masked-token loss (nats)')
-    axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.yaxis.set_major_locator(MaxNLocator(7))
-    axes.xaxis.set_major_formatter(EngFormatter(sep=''))
-    figure.legend(
-      handles,
-      [f' {shorten_name(curve.name)}' for curve in curves],
-      loc='outside lower left',
-      title='points: validation; faint: training',
-      alignment='left',
+  figure = Figure(figsize=(WIDTH, 3.4 + _LINE_HEIGHT * max(1, len(curves))))
+  axes = figure.add_subplot()
+  handles, tooltips = [], {}
+  for number, (curve, (dash, color)) in enumerate(zip(curves, line_styles())):
+    tooltips[f'loss-{number}'] = curve.name
+    axes.plot(curve.train_tokens, curve.train_loss, dash, color=color, alpha=0.5, linewidth=1)
+    handles += axes.plot(
+      curve.validation_tokens,
+      curve.validation_loss,
+      dash,
+      color=color,
+      marker='o',
+      markersize=3,
+      gid=f'loss-{number}',
     )
+  axes.set_xlabel('tokens')
+  axes.set_ylabel('masked-token loss (nats)')
+  axes.xaxis.set_major_locator(MaxNLocator(4))
+  axes.yaxis.set_major_locator(MaxNLocator(7))
+  axes.xaxis.set_major_formatter(EngFormatter(sep=''))
+  figure.legend(
+    handles,
+    [f' {shorten_name(curve.name)}' for curve in curves],
+    loc='outside lower left',
+    title='points: validation; faint: training',
+    alignment='left',
+  )
   return Drawing(figure, tooltips)
 
 
+@mpl.rc_context(STYLE)
 def draw_dots(rows: Sequence[DotRow], x_label: str) -> Drawing:
   """Draws a row a task: the mean of each arm as a dot on its interval, and baselines as marks."""
-  with mpl.rc_context(STYLE):
-    arms = styles_by_name(name for row in rows for name in row.arms)
-    baselines = dict.fromkeys(name for row in rows for name in row.baselines)
-    marks = dict(zip(baselines, itertools.cycle('|xd')))
-    figure = Figure(figsize=(WIDTH, 1.1 + 0.6 * max(1, len(rows)) + _LINE_HEIGHT * len(arms)))
-    axes = figure.add_subplot()
-    handles: dict[str, Any] = dict.fromkeys(arms)  # arms precede baselines in the legend
-    for index, row in enumerate(rows):
-      for number, (name, (_, color)) in enumerate(arms.items()):
-        if name not in row.arms or not math.isfinite(row.arms[name][0]):
-          continue
-        mean, low, high = row.arms[name]
-        y = index + 0.1 + 0.24 * number / max(1, len(arms) - 1)
-        axes.plot([low, high], [y, y], '-', color=color, alpha=0.6)  # draws nothing for nan
-        (handles[name],) = axes.plot([mean], [y], 'o', color=color, markersize=5)
-      for name, baseline in row.baselines.items():
-        if math.isfinite(baseline):
-          (handles[name],) = axes.plot(
-            [baseline], [index + 0.22], marks[name], color=INK, alpha=0.7, markersize=7
-          )
-    label_rows(axes, [row.name for row in rows])
-    axes.set_xlabel(x_label)
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    handles = {name: handle for name, handle in handles.items() if handle is not None}
-    add_legend(figure, handles, ncols=2)
+  arms = styles_by_name(name for row in rows for name in row.arms)
+  baselines = dict.fromkeys(name for row in rows for name in row.baselines)
+  marks = dict(zip(baselines, itertools.cycle('|xd')))
+  figure = Figure(figsize=(WIDTH, 1.1 + 0.6 * max(1, len(rows)) + _LINE_HEIGHT * len(arms)))
+  axes = figure.add_subplot()
+  handles: dict[str, Any] = dict.fromkeys(arms)  # arms precede baselines in the legend
+  for index, row in enumerate(rows):
+    for number, (name, (_, color)) in enumerate(arms.items()):
+      if name not in row.arms or not math.isfinite(row.arms[name][0]):
+        continue
+      mean, low, high = row.arms[name]
+      y = index + 0.1 + 0.24 * number / max(1, len(arms) - 1)
+      axes.plot([low, high], [y, y], '-', color=color, alpha=0.6)  # draws nothing for nan
+      (handles[name],) = axes.plot([mean], [y], 'o', color=color, markersize=5)
+    for name, baseline in row.baselines.items():
+      if math.isfinite(baseline):
+        (handles[name],) = axes.plot(
+          [baseline], [index + 0.22], marks[name], color=INK, alpha=0.7, markersize=7
+        )
+  label_rows(axes, [row.name for row in rows])
+  axes.set_xlabel(x_label)
+  axes.xaxis.set_major_locator(MaxNLocator(6))
+  handles = {name: handle for name, handle in handles.items() if handle is not None}
+  add_legend(figure, handles, ncols=2)
   return Drawing(figure)
 
 
@@ -277,26 +265,26 @@ def arrange_panels(
     x_label, y_label: of all panels.
   """
 
+  @mpl.rc_context(STYLE)
   def arrange(subset: Sequence[Any]) -> Drawing:
     handles.clear()
     columns = min(_MAX_COLUMNS, len(subset))
     rows = math.ceil(len(subset) / columns)
     width = WIDTH if columns == 1 else _PANEL_WIDTH * columns
     tooltips: dict[str, str] = {}
-    with mpl.rc_context(STYLE):
-      figure = Figure()
-      grid = list(figure.subplots(rows, columns, squeeze=False).flat)
-      for number, (axes, panel) in enumerate(zip(grid, subset)):
-        tooltips |= draw(axes, panel) or {}
-        if number + columns >= len(subset):  # a label of the figure would cover the legend
-          axes.set_xlabel(x_label)
-      for axes in grid[len(subset) :]:
-        axes.set_axis_off()
-      figure.supylabel(y_label)
-      lines = math.ceil(len(handles) / columns)
-      figure.set_size_inches(width, 0.4 + _PANEL_HEIGHT * rows + _LINE_HEIGHT * lines)
-      if handles:
-        add_legend(figure, handles, columns)
+    figure = Figure()
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for number, (axes, panel) in enumerate(zip(grid, subset)):
+      tooltips |= draw(axes, panel) or {}
+      if number + columns >= len(subset):  # a label of the figure would cover the legend
+        axes.set_xlabel(x_label)
+    for axes in grid[len(subset) :]:
+      axes.set_axis_off()
+    figure.supylabel(y_label)
+    lines = math.ceil(len(handles) / columns)
+    figure.set_size_inches(width, 0.4 + _PANEL_HEIGHT * rows + _LINE_HEIGHT * lines)
+    if handles:
+      add_legend(figure, handles, columns)
     return Drawing(figure, tooltips)
 
   single = [arrange([panel]) for panel in panels] if len(panels) > 1 else ()

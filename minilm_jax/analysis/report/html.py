@@ -95,16 +95,17 @@ def _section(section: Section, notes: dict[str, int]) -> str:
   parts = [f'<h2>{escape(section.title)}</h2>']
   if section.text:
     parts.append(f'<p>{escape(section.text)}</p>')
-  if section.figures:
+  svgs = [svg for drawing in section.figures.values() for svg in drawing.page_svgs]
+  if svgs:
     parts.append(_caption(section.caption, section.notes, notes))
-    figures = '\n'.join(f'<figure>{svg}</figure>' for svg in section.figures)
+    figures = '\n'.join(f'<figure>{svg}</figure>' for svg in svgs)
     parts.append(f'<div class="figures">{figures}</div>')
   if section.table is not None:
     parts.append(_caption(section.table.caption, section.table.notes, notes))
     table = _table(section.table)
     rows = len(section.table.rows)
     parts.append(_fold(f'Table of {rows} rows', table) if rows > MAX_OPEN_ROWS else table)
-  kind = ' class="wide"' if len(section.figures) > 1 else ''
+  kind = ' class="wide"' if len(svgs) > 1 else ''
   return f'<section{kind}>\n' + '\n'.join(filter(None, parts)) + '\n</section>'
 
 

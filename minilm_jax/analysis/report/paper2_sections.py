@@ -27,7 +27,7 @@ from minilm_jax.analysis.paper2.committee_study import CommitteeRow
 from minilm_jax.analysis.paper2.equal_cost import Match
 from minilm_jax.analysis.paper2.latencies import LatencyRow
 from minilm_jax.analysis.paper2.pretraining_gap import OVERLAP, SIZE, Gap, GapStudy, Slope
-from minilm_jax.analysis.report import figures, scaling_figures
+from minilm_jax.analysis.report import scaling_figures
 from minilm_jax.analysis.report.figures import COLORS, DASHES, Drawing, arrange_panels
 from minilm_jax.analysis.report.sections import Answer, Section, TableFormat, as_csv, list_section
 from minilm_jax.analysis.scores import ScoreRow
@@ -39,14 +39,16 @@ _SHARES = ('accuracy', 'calibration error', committee_scores.DISAGREEMENT)  # sh
 _METRICS = ('accuracy', _LIKELIHOOD, 'calibration error', 'Brier score', _SHARES[-1])
 _COMBINATIONS = {MEMBERS: 'one member', LOGIT: 'mean logit', PROBABILITY: 'mean probability'}
 _HEADLINE = ''  # key of the headline metric among scores by metric
-_GAP_TITLES = {SIZE: 'Gap by pre-training set size', OVERLAP: 'Gap by token overlap'}
-_GAP_CAPTIONS = {
-  SIZE: 'Pre-trained minus from scratch by tokens of the pre-training set, with 95% intervals.',
-  OVERLAP: 'Pre-trained minus from scratch by token overlap with the task, with 95% intervals.',
-}
-_GAP_NOTES = {
-  SIZE: ('Tokens exclude pads. Intervals are over seeds of fine-tuning.',),
+# Titles, captions and notes of the figures of gaps, by axis.
+_GAP_FIGURES = {
+  SIZE: (
+    'Gap by pre-training set size',
+    'Pre-trained minus from scratch by tokens of the pre-training set, with 95% intervals.',
+    'Tokens exclude pads. Intervals are over seeds of fine-tuning.',
+  ),
   OVERLAP: (
+    'Gap by token overlap',
+    'Pre-trained minus from scratch by token overlap with the task, with 95% intervals.',
     'Overlap is the share of running words in the training texts of the task that the pre-training '
     'set contains. The sets have one size but differ in subject too.',
   ),
@@ -78,33 +80,22 @@ def study_paper2(
   )
 
 
-def make_files(study: Paper2Study) -> tuple[dict[str, bytes], dict[str, list[str]]]:
-  """Returns the tables and figures with content, and the `<svg>` elements of the figures by name."""
-  gaps = study.gaps.points
-  by_committee = group_by_committee(study.committees)
-  drawings = [
-    *(
-      (f'gap-{axis}', scaling_figures.draw_gaps([gap for gap in gaps if gap.axis == axis]))
-      for axis in dict.fromkeys(gap.axis for gap in gaps)
-    ),
-    *(
-      (f'committee-{number}', draw_committee(rows))
-      for number, rows in enumerate(by_committee.values(), 1)
-    ),
-  ]
-  contents, pictures = figures.encode(drawings)
-  for name, kind, rows in (
-    ('committees', CommitteeRow, study.committees),
-    ('latency', LatencyRow, study.latencies),
-    ('verdicts', Verdict, study.claims.verdicts),
-    ('matches', Match, study.claims.matched),
-    ('gap', Gap, gaps),
-  ):
-    if rows:
-      contents[f'{name}.csv'] = as_csv(kind, rows)
-  if gaps:
+def make_files(study: Paper2Study) -> dict[str, bytes]:
+  """Returns the CSV files that have content, by name."""
+  contents = {
+    f'{name}.csv': as_csv(kind, rows)
+    for name, kind, rows in (
+      ('committees', CommitteeRow, study.committees),
+      ('latency', LatencyRow, study.latencies),
+      ('verdicts', Verdict, study.claims.verdicts),
+      ('matches', Match, study.claims.matched),
+      ('gap', Gap, study.gaps.points),
+    )
+    if rows
+  }
+  if study.gaps.points:
     contents['slopes.csv'] = as_csv(Slope, study.gaps.slopes)
-  return contents, pictures
+  return contents
 
 
 def answer_questions(study: Paper2Study) -> Iterator[Answer]:
@@ -173,18 +164,18 @@ def _answer_committee(rows: Sequence[CommitteeRow]) -> Answer:
   )
 
 
-def make_sections(study: Paper2Study, pictures: Mapping[str, Sequence[str]]) -> Iterator[Section]:
+def make_sections(study: Paper2Study) -> Iterator[Section]:
   """Yields the sections with content: claims, gap, committees, equal cost, latencies."""
   results = study.claims
   if results.verdicts:
     yield Section('Claims of paper 2', table=CLAIM_FORMAT.fill(results.verdicts))
     yield from list_section('Runs excluded from the claims', 'run: reason', results.excluded)
-  yield from _make_gap_sections(study.gaps, pictures)
+  yield from _make_gap_sections(study.gaps)
   for number, rows in enumerate(group_by_committee(study.committees).values(), 1):
     title = f'Committee {rows[0].committee}, {rows[0].task}, {rows[0].split}'
     yield Section(
       title,
-      figures=pictures.get(f'committee-{number}', ()),
+      figures={f'committee-{number}': draw_committee(rows)},
       caption='Score and likelihood by committee size: mean and middle 95% over subsets.',
     )
     yield Section(f'{title}: sizes', table=COMMITTEE_FORMAT.fill(group_by_metric(rows)))
@@ -204,17 +195,13 @@ def make_match_sections(matches: Sequence[Match]) -> Iterator[Section]:
     yield Section('Committee at equal cost', table=MATCH_FORMAT.fill(matches))
 
 
-def _make_gap_sections(study: GapStudy, pictures: Mapping[str, Sequence[str]]) -> Iterator[Section]:
-  for axis, title in _GAP_TITLES.items():
+def _make_gap_sections(study: GapStudy) -> Iterator[Section]:
+  for axis, (title, caption, note) in _GAP_FIGURES.items():
     points = [point for point in study.points if point.axis == axis]
     slopes = [slope for slope in study.slopes if slope.axis == axis]
     if points:
-      yield Section(
-        title,
-        figures=pictures.get(f'gap-{axis}', ()),
-        caption=_GAP_CAPTIONS[axis],
-        notes=_GAP_NOTES[axis],
-      )
+      figure = {f'gap-{axis}': scaling_figures.draw_gaps(points)}
+      yield Section(title, figures=figure, caption=caption, notes=[note])
       if slopes:
         yield Section(f'{title}: slopes', table=SLOPE_FORMAT.fill(slopes))
       yield Section(f'{title}: runs', table=GAP_FORMAT.fill(points))

@@ -165,31 +165,27 @@ def _report_runs(
     draws,
     unfinished,
   )
-  run_files, pictures = figures.encode(_draw_figures(run_paths, score_rows, confusion))
-  scaling_files, scaling_pictures = scaling_report.make_files(scaling)
-  paper2_files, paper2_pictures = paper2_sections.make_files(paper2)
-  page = html.render(
-    f'Report on {len(run_rows)} {"run" if len(run_rows) == 1 else "runs"}',
-    [
-      *paper2_sections.answer_questions(paper2),
-      *scaling_report.answer_questions(scaling),
-      *tables.answer_scores(score_rows),
-      *tables.answer_runs(run_rows),
-    ],
-    [
-      *paper2_sections.make_sections(paper2, paper2_pictures),
-      *scaling_report.make_sections(scaling, scaling_pictures),
-      *tables.make_score_sections(score_rows, latest_averages, run_rows, pictures),
-    ],
-  )
+  drawings = dict(_draw_figures(run_paths, score_rows, confusion))
+  answers = [
+    *paper2_sections.answer_questions(paper2),
+    *scaling_report.answer_questions(scaling),
+    *tables.answer_scores(score_rows),
+    *tables.answer_runs(run_rows),
+  ]
+  page_sections = [
+    *paper2_sections.make_sections(paper2),
+    *scaling_report.make_sections(scaling),
+    *tables.make_score_sections(score_rows, latest_averages, run_rows, drawings),
+  ]
+  title = f'Report on {len(run_rows)} {"run" if len(run_rows) == 1 else "runs"}'
   return {
     'scores.csv': sections.as_csv(ScoreRow, score_rows),
     'averages.csv': sections.as_csv(scores.Average, averages),
     'runs.csv': sections.as_csv(runs.RunRow, run_rows),
-    **run_files,
-    **scaling_files,
-    **paper2_files,
-    'report.html': page.encode(),
+    **scaling_report.make_files(scaling),
+    **paper2_sections.make_files(paper2),
+    **sections.encode_figures(page_sections),
+    'report.html': html.render(title, answers, page_sections).encode(),
   }
 
 
@@ -197,13 +193,13 @@ def _report_table(path: epath.PathLike, draws: int, unfinished: bool) -> dict[st
   """Returns the contents of all files on a logged table by name."""
   curves = logged_table.read_csv(path)
   scaling = scaling_report.study_models(curves, [], [], [], {}, draws, unfinished)
-  contents, pictures = scaling_report.make_files(scaling)
+  contents = scaling_report.make_files(scaling)
   contents['runs.csv'] = contents.pop('models.csv', scaling_report.encode_models([]))
-  contents['report.html'] = html.render(
-    f'Report on {len(curves)} logged {"model" if len(curves) == 1 else "models"}',
-    list(scaling_report.answer_questions(scaling)),
-    list(scaling_report.make_sections(scaling, pictures)),
-  ).encode()
+  title = f'Report on {len(curves)} logged {"model" if len(curves) == 1 else "models"}'
+  answers = list(scaling_report.answer_questions(scaling))
+  page_sections = list(scaling_report.make_sections(scaling))
+  contents |= sections.encode_figures(page_sections)
+  contents['report.html'] = html.render(title, answers, page_sections).encode()
   return contents
 
 

@@ -4,7 +4,6 @@ The number beside a point is that of the table of models. Every point has a tool
 would overlap are left out.
 """
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
@@ -30,7 +28,8 @@ from minilm_jax.analysis import cost_effectiveness
 from minilm_jax.analysis.correlation import ScoredModel
 from minilm_jax.analysis.cost_effectiveness import Option
 from minilm_jax.analysis.frontier import Point
-from minilm_jax.analysis.laws.power_laws import clip_exp
+from minilm_jax.analysis.laws import power_laws
+from minilm_jax.analysis.laws.power_laws import PIECES, Fit, clip_exp
 from minilm_jax.analysis.loss_curves import LossCurve
 from minilm_jax.analysis.paper2.pretraining_gap import SIZE, Gap
 from minilm_jax.analysis.report.figures import (
@@ -56,101 +55,107 @@ _NUMBER_SIZE = (16, 12)  # points (1/72 inch) that a number covers
 _DEPTH_COLORS = ('#56b4e9', '#0072b2', '#009e73', '#e69f00', '#d55e00', '#cc79a7')
 
 
-@dataclasses.dataclass(frozen=True)
-class FittedLine:
-  """The loss that a fitted law predicts at some FLOPs."""
-
-  name: str
-  flops: Float[np.ndarray, 'N']
-  loss: Float[np.ndarray, 'N']
-
-
+@mpl.rc_context(STYLE)
 def draw_compute(
   curves: Sequence[LossCurve],
   frontier: Sequence[Point],
-  laws: Sequence[FittedLine],
-  break_interval: tuple[float, float, float] | None,
+  laws: Sequence[Fit],
 ) -> Drawing:
-  """Draws loss against compute on logarithmic axes: runs, frontier, laws and the break.
+  """Draws loss against compute on logarithmic axes: runs, frontier, laws and their break.
 
   Args:
-    break_interval: FLOPs of the break and the ends of its 95% interval; nan for no interval.
+    laws: of the forms POWER and PIECES.
   """
   tooltips: dict[str, str] = {}
-  with mpl.rc_context(STYLE):
-    figure = Figure(figsize=(WIDTH, 5.2))
-    axes = figure.add_subplot()
-    depths = sorted({curve.shape.layers for curve in curves})
-    colors = dict(zip(depths, itertools.cycle(_DEPTH_COLORS)))
-    for number, curve in enumerate(sorted(curves, key=lambda curve: curve.name)):
-      gid, color = f'curve-{number}', colors[curve.shape.layers]
-      flops = curve.flops()
-      axes.plot(flops, curve.loss, '-', color=color, alpha=0.45, linewidth=0.9, gid=gid)
-      shape = cost_effectiveness.describe_others(curve.shape, 'vocabulary')
-      tooltips[gid] = f'{curve.name}: {shape}, {curve.parameters:,} parameters'
-    handles: dict[str, Any] = {
-      f'{layers} {"layer" if layers == 1 else "layers"}': Line2D([], [], color=color)
-      for layers, color in colors.items()
-    }
-    if break_interval and all(map(math.isfinite, break_interval)):
-      handles[f'break, {break_interval[0]:.1e} FLOPs'] = axes.axvspan(
-        *break_interval[1:], color=INK, alpha=0.1, linewidth=0
-      )
-    if break_interval and math.isfinite(break_interval[0]):
-      axes.axvline(break_interval[0], color=INK, alpha=0.6, linestyle=':', linewidth=1)
-    for law, dash in zip(laws, itertools.cycle(DASHES)):
-      (handles[law.name],) = axes.plot(law.flops, law.loss, dash, color=INK, linewidth=1.4)
-    for number, point in enumerate(frontier):
-      gid = f'frontier-{number}'
-      (handles['frontier'],) = axes.plot(
-        [point.flops], [point.loss], 'o', color=COLORS[1], gid=gid, **_MARKER
-      )
-      tooltips[gid] = (
-        f'{point.run}: loss {point.loss:.3f} at {point.flops:.2e} FLOPs, {point.tokens:.2e} tokens'
-      )
-    losses = [loss for curve in curves for loss in curve.loss]
-    # The limits follow the measurements: a law extends beyond them.
-    axes.set_ylim(min(losses) / 1.06, max(losses) * 1.06)
-    set_log_axes(axes, 'FLOPs of training', 'validation loss (nats)')
-    add_legend(figure, handles)
+  figure = Figure(figsize=(WIDTH, 5.2))
+  axes = figure.add_subplot()
+  depths = sorted({curve.shape.layers for curve in curves})
+  colors = dict(zip(depths, itertools.cycle(_DEPTH_COLORS)))
+  for number, curve in enumerate(sorted(curves, key=lambda curve: curve.name)):
+    gid, color = f'curve-{number}', colors[curve.shape.layers]
+    flops = curve.flops()
+    axes.plot(flops, curve.loss, '-', color=color, alpha=0.45, linewidth=0.9, gid=gid)
+    shape = cost_effectiveness.describe_others(curve.shape, 'vocabulary')
+    tooltips[gid] = f'{curve.name}: {shape}, {curve.parameters:,} parameters'
+  handles: dict[str, Any] = {
+    f'{layers} {"layer" if layers == 1 else "layers"}': Line2D([], [], color=color)
+    for layers, color in colors.items()
+  }
+  for law, dash in zip(laws, itertools.cycle(DASHES)):
+    handles |= _draw_law(axes, law, dash)
+  for number, point in enumerate(frontier):
+    gid = f'frontier-{number}'
+    (handles['frontier'],) = axes.plot(
+      [point.flops], [point.loss], 'o', color=COLORS[1], gid=gid, **_MARKER
+    )
+    tooltips[gid] = (
+      f'{point.run}: loss {point.loss:.3f} at {point.flops:.2e} FLOPs, {point.tokens:.2e} tokens'
+    )
+  losses = [loss for curve in curves for loss in curve.loss]
+  # The limits follow the measurements: a law extends beyond them.
+  axes.set_ylim(min(losses) / 1.06, max(losses) * 1.06)
+  set_log_axes(axes, 'FLOPs of training', 'validation loss (nats)')
+  add_legend(figure, handles)
   return Drawing(figure, tooltips)
 
 
+def _draw_law(axes: Axes, law: Fit, dash: str) -> dict[str, Any]:
+  """Draws a law and, with two pieces, the break and its interval; returns handles by name."""
+  handles: dict[str, Any] = {}
+  flops = np.geomspace(law.low, law.high, 400)
+  loss = power_laws.predict(law, flops)
+  if law.form == PIECES:
+    split = law.constants['C0']
+    # The pieces need not meet at the break; nan draws a gap.
+    index = int(np.searchsorted(flops, split))
+    flops, loss = np.insert(flops, index, split), np.insert(loss, index, np.nan)
+    name = f'two laws, C^-{law.constants["b1"]:.3f}, C^-{law.constants["b2"]:.3f}'
+    if 'C0' in law.intervals:
+      handles[f'break, {split:.1e} FLOPs'] = axes.axvspan(
+        *law.intervals['C0'], color=INK, alpha=0.1, linewidth=0
+      )
+    axes.axvline(split, color=INK, alpha=0.6, linestyle=':', linewidth=1)
+  else:
+    name = f'one law, C^-{law.constants["b"]:.3f}'
+  (handles[name],) = axes.plot(flops, loss, dash, color=INK, linewidth=1.4)
+  return handles
+
+
+@mpl.rc_context(STYLE)
 def draw_plane(options: Sequence[Option], numbers: Mapping[str, int]) -> Drawing:
   """Draws the cost of each model against its perplexity; dominated models are hollow."""
   tooltips: dict[str, str] = {}
-  with mpl.rc_context(STYLE):
-    figure = Figure(figsize=(WIDTH, 4.0))
-    axes = figure.add_subplot()
-    handles: dict[str, Any] = {}
-    best = sorted((option.flops, option.perplexity) for option in options if not option.dominated)
-    axes.plot(*zip(*best), '-', color=COLORS[0], alpha=0.4, linewidth=1, drawstyle='steps-post')
-    for index, option in enumerate(options):
-      gid = f'option-{index}'
-      kind = 'dominated' if option.dominated else 'not dominated'
-      x, y = [option.flops], [option.perplexity]
-      if math.isfinite(option.low):
-        interval = [option.low, option.high]
-        axes.plot(x * 2, interval, '-', color=COLORS[0], alpha=0.6, linewidth=1.2)
-      face = 'none' if option.dominated else COLORS[0]
-      (handles[kind],) = axes.plot(
-        x, y, 'o', color=COLORS[0], gid=gid, markerfacecolor=face, **_MARKER
-      )
-      number = numbers.get(option.runs[0])
-      name = option.name if number is None else f'{number}, {option.name}'
-      tooltips[gid] = (
-        f'{name}: perplexity {format_perplexity(option.perplexity)} for {option.flops:.2e} FLOPs, {kind}'
-      )
-    set_log_axes(axes, 'FLOPs of the whole run', 'perplexity')
-    _number_points(
-      axes,
-      {
-        numbers[option.runs[0]]: (option.flops, option.perplexity)
-        for option in sorted(options, key=lambda option: option.dominated)
-        if option.runs[0] in numbers
-      },
+  figure = Figure(figsize=(WIDTH, 4.0))
+  axes = figure.add_subplot()
+  handles: dict[str, Any] = {}
+  best = sorted((option.flops, option.perplexity) for option in options if not option.dominated)
+  axes.plot(*zip(*best), '-', color=COLORS[0], alpha=0.4, linewidth=1, drawstyle='steps-post')
+  for index, option in enumerate(options):
+    gid = f'option-{index}'
+    kind = 'dominated' if option.dominated else 'not dominated'
+    x, y = [option.flops], [option.perplexity]
+    if math.isfinite(option.low):
+      interval = [option.low, option.high]
+      axes.plot(x * 2, interval, '-', color=COLORS[0], alpha=0.6, linewidth=1.2)
+    face = 'none' if option.dominated else COLORS[0]
+    (handles[kind],) = axes.plot(
+      x, y, 'o', color=COLORS[0], gid=gid, markerfacecolor=face, **_MARKER
     )
-    add_legend(figure, handles)
+    number = numbers.get(option.runs[0])
+    name = option.name if number is None else f'{number}, {option.name}'
+    tooltips[gid] = (
+      f'{name}: perplexity {format_perplexity(option.perplexity)} for {option.flops:.2e} FLOPs, {kind}'
+    )
+  set_log_axes(axes, 'FLOPs of the whole run', 'perplexity')
+  _number_points(
+    axes,
+    {
+      numbers[option.runs[0]]: (option.flops, option.perplexity)
+      for option in sorted(options, key=lambda option: option.dominated)
+      if option.runs[0] in numbers
+    },
+  )
+  add_legend(figure, handles)
   return Drawing(figure, tooltips)
 
 

@@ -23,13 +23,12 @@ from minilm_jax.analysis.correlation import (
 )
 from minilm_jax.analysis.cost_effectiveness import Depth, Option, Step
 from minilm_jax.analysis.frontier import Point
-from minilm_jax.analysis.laws import power_laws
-from minilm_jax.analysis.laws.power_laws import PIECES, POWER
+from minilm_jax.analysis.laws.power_laws import PIECES, POWER, Fit
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
 from minilm_jax.analysis.number_format import format_interval
-from minilm_jax.analysis.report import figures, scaling_figures, scaling_tables
+from minilm_jax.analysis.report import scaling_figures, scaling_tables
 from minilm_jax.analysis.report.figures import Drawing
-from minilm_jax.analysis.report.scaling_figures import GAIN, SCORE, FittedLine
+from minilm_jax.analysis.report.scaling_figures import GAIN, SCORE
 from minilm_jax.analysis.report.scaling_tables import (
   DepthSummary,
   ModelRow,
@@ -51,7 +50,7 @@ from minilm_jax.core.errors import InputError, to_json_types
 MIN_MODELS = 2  # of a scaling study
 _MAX_DRAWS = 1_000_000
 _MAX_PANELS = 12  # of a figure; the tables have all tasks
-# Names of figures with the titles of their sections, captions and notes.
+# Names of the files of figures with the titles of their sections, captions and notes.
 _FIGURES = {
   'compute': (
     'Loss by compute',
@@ -91,23 +90,26 @@ class ScalingReport:
 
   Attributes:
     curves: loss curves by increasing FLOPs.
-    numbers: of the table of models, by run.
-    study: None with fewer than `MIN_MODELS` models.
+    study: None with fewer than `MIN_MODELS` models, which have no other results either.
     steps, options: of cost-effectiveness.
     models: scored models by task or average.
   """
 
   curves: Sequence[LossCurve]
-  numbers: Mapping[str, int]
-  study: ScalingStudy | None
-  steps: Sequence[Step]
-  options: Sequence[Option]
-  models: Mapping[str, Sequence[ScoredModel]]
-  correlations: Sequence[Correlation]
-  training_correlations: Sequence[TrainingCorrelation]
-  depths: Sequence[Depth]
   left_out: Sequence[str]
   failed: Mapping[str, str]
+  study: ScalingStudy | None = None
+  steps: Sequence[Step] = ()
+  options: Sequence[Option] = ()
+  models: Mapping[str, Sequence[ScoredModel]] = dataclasses.field(default_factory=dict)
+  correlations: Sequence[Correlation] = ()
+  training_correlations: Sequence[TrainingCorrelation] = ()
+  depths: Sequence[Depth] = ()
+
+  @property
+  def numbers(self) -> dict[str, int]:
+    """Numbers of the table of models, by run."""
+    return {curve.name: number for number, curve in enumerate(self.curves, 1)}
 
 
 def study_models(
@@ -139,14 +141,13 @@ def study_models(
     curves,
     key=lambda curve: (curve.flops(HONEY)[-1] if HONEY in curve.flops_per_row else 0, curve.name),
   )
-  numbers = {curve.name: number for number, curve in enumerate(curves, 1)}
   left_out = list(left_out)
   if len(curves) < MIN_MODELS:
     if curves or left_out:
       left_out.append(
         f'scaling study: {MIN_MODELS} evaluated models are needed, there are {len(curves)}'
       )
-    return ScalingReport(curves, numbers, None, [], [], {}, [], [], [], left_out, failed)
+    return ScalingReport(curves, left_out, failed)
   models, reasons = correlation.match_scores(curves, scores, select_latest(averages))
   left_out += reasons
   vocabularies = {curve.name: curve.shape.vocabulary for curve in curves}
@@ -164,16 +165,15 @@ def study_models(
     left_out.append('perplexity and scores: these models have no scores')
   return ScalingReport(
     curves,
-    numbers,
-    scaling_study.study_scaling(curves, draws, unfinished=unfinished),
-    steps,
-    options,
-    models,
-    correlations,
-    correlation.correlate_checkpoints(curves, scores, averages),
-    cost_effectiveness.compare_depths(curves, models),
     left_out,
     failed,
+    study=scaling_study.study_scaling(curves, draws, unfinished=unfinished),
+    steps=steps,
+    options=options,
+    models=models,
+    correlations=correlations,
+    training_correlations=correlation.correlate_checkpoints(curves, scores, averages),
+    depths=cost_effectiveness.compare_depths(curves, models),
   )
 
 
@@ -312,67 +312,63 @@ def _answer_training(correlations: Sequence[TrainingCorrelation]) -> Iterator[An
   )
 
 
-def make_sections(
-  results: ScalingReport, pictures: Mapping[str, Sequence[str]]
-) -> Iterator[Section]:
-  """Yields the sections with content."""
-  for name, (title, caption, notes) in _FIGURES.items():
-    if name in pictures:
-      yield Section(title, figures=pictures[name], caption=caption, notes=notes)
-  study = results.study
-  if study is not None:
-    yield from _make_table('Fitted laws', scaling_tables.FIT_FORMAT, study.fits)
-  yield from _make_table('Cost-effectiveness', scaling_tables.STEP_FORMAT, results.steps)
-  yield from _make_table('Correlations', scaling_tables.CORRELATION_FORMAT, results.correlations)
-  yield from _make_table(
-    'Correlations during training',
-    scaling_tables.TRAINING_CORRELATION_FORMAT,
-    results.training_correlations,
-  )
-  summaries = summarize_depths(results.depths)
-  yield from _make_table('Depth', scaling_tables.DEPTH_SUMMARY_FORMAT, summaries)
-  yield from _make_table('Pairs of depths', scaling_tables.DEPTH_FORMAT, results.depths)
-  if study is not None:
-    for title, caption, points in (
-      ('Frontier', 'The lowest loss in each bin of compute.', study.frontier),
-      ('Lower envelope', 'Evaluations without a cheaper one of lower loss.', study.envelope),
-    ):
-      form = dataclasses.replace(scaling_tables.POINT_FORMAT, caption=caption)
-      yield from _make_table(title, form, points)
-    yield from _make_table('Plateaus', scaling_tables.PLATEAU_FORMAT, study.plateaus)
-    rows = map(make_model_row, results.curves)
-    yield from _make_table('Models', scaling_tables.model_format(results.numbers), rows)
+def make_sections(results: ScalingReport) -> Iterator[Section]:
+  """Yields the sections with content; tables have no empty columns."""
+  left_out = list(results.left_out)
+  if results.study is not None:
+    left_out += results.study.left_out
+    for name, drawing in _draw_figures(results, results.study):
+      title, caption, notes = _FIGURES[name]
+      yield Section(title, figures={name: drawing}, caption=caption, notes=notes)
+    for title, form, rows in _list_tables(results, results.study):
+      if rows:
+        yield Section(title, table=form.fill(rows).without_empty_columns())
   failed = [f'{name}: {reason}' for name, reason in results.failed.items()]
   yield from list_section('Failed points', 'point: reason', failed)
-  left_out = [*results.left_out, *(study.left_out if study is not None else ())]
   yield from list_section('Left out', 'result: reason', left_out)
 
 
-def _make_table(title: str, form: TableFormat, rows: Iterable[Any]) -> Iterator[Section]:
-  """Yields a table without its empty columns, or nothing without rows."""
-  rows = list(rows)
-  if rows:
-    yield Section(title, table=form.fill(rows).without_empty_columns())
+def _list_tables(
+  results: ScalingReport, study: ScalingStudy
+) -> list[tuple[str, TableFormat, Sequence[Any]]]:
+  """Returns the title, the format and the rows of each table."""
+  models = [make_model_row(curve) for curve in results.curves]
+  return [
+    ('Fitted laws', scaling_tables.FIT_FORMAT, study.fits),
+    ('Cost-effectiveness', scaling_tables.STEP_FORMAT, results.steps),
+    ('Correlations', scaling_tables.CORRELATION_FORMAT, results.correlations),
+    (
+      'Correlations during training',
+      scaling_tables.TRAINING_CORRELATION_FORMAT,
+      results.training_correlations,
+    ),
+    ('Depth', scaling_tables.DEPTH_SUMMARY_FORMAT, list(summarize_depths(results.depths))),
+    ('Pairs of depths', scaling_tables.DEPTH_FORMAT, results.depths),
+    ('Frontier', scaling_tables.FRONTIER_FORMAT, study.frontier),
+    ('Lower envelope', scaling_tables.ENVELOPE_FORMAT, study.envelope),
+    ('Plateaus', scaling_tables.PLATEAU_FORMAT, study.plateaus),
+    ('Models', scaling_tables.model_format(results.numbers), models),
+  ]
 
 
-def make_files(results: ScalingReport) -> tuple[dict[str, bytes], dict[str, list[str]]]:
-  """Returns the files of a study, and the `<svg>` elements of its figures; none without a study."""
+def make_files(results: ScalingReport) -> dict[str, bytes]:
+  """Returns the tables of a study as files by name; none without a study."""
   if results.study is None:
-    return {}, {}
-  contents, pictures = figures.encode(draw_figures(results))
+    return {}
   fits = [to_json_types(dataclasses.asdict(fit)) for fit in results.study.fits]
-  if results.training_correlations:
-    contents['training_correlation.csv'] = as_csv(
-      TrainingCorrelation, results.training_correlations
-    )
-  return contents | {
+  contents = {
     'frontier.csv': as_csv(Point, results.study.frontier),
     'cost.csv': as_csv(Step, results.steps),
     'correlation.csv': as_csv(Correlation, results.correlations),
     'depth.csv': as_csv(Depth, results.depths),
     'models.csv': encode_models(results.curves),
     'fits.json': (json.dumps(fits, indent=2) + '\n').encode(),
-  }, pictures
+  }
+  if results.training_correlations:
+    contents['training_correlation.csv'] = as_csv(
+      TrainingCorrelation, results.training_correlations
+    )
+  return contents
 
 
 def encode_models(curves: Sequence[LossCurve]) -> bytes:
@@ -380,11 +376,10 @@ def encode_models(curves: Sequence[LossCurve]) -> bytes:
   return as_csv(ModelRow, [make_model_row(curve) for curve in curves])
 
 
-def draw_figures(results: ScalingReport) -> Iterator[tuple[str, Drawing]]:
-  """Yields the figures that have content, with the names of their files."""
-  if results.study is None:
-    return
-  yield 'compute', _draw_compute(results.curves, results.study)
+def _draw_figures(results: ScalingReport, study: ScalingStudy) -> Iterator[tuple[str, Drawing]]:
+  """Yields the figures that have content, with their names in `_FIGURES`."""
+  laws = _select_drawn_laws(study)
+  yield 'compute', scaling_figures.draw_compute(results.curves, study.frontier, laws)
   if results.options:
     yield 'plane', scaling_figures.draw_plane(results.options, results.numbers)
   notes = {
@@ -403,23 +398,9 @@ def draw_figures(results: ScalingReport) -> Iterator[tuple[str, Drawing]]:
       yield name, scaling_figures.draw_models(kind, first, results.numbers, notes_of_kind)
 
 
-def _draw_compute(curves: Sequence[LossCurve], study: ScalingStudy) -> Drawing:
-  """Draws one law of the frontier and, if they fit better, the two laws beside a break."""
+def _select_drawn_laws(study: ScalingStudy) -> list[Fit]:
+  """Returns the law of the frontier after, if they fit better, the two laws beside a break."""
   laws = select_laws(study.fits)
   fits = [laws[form] for form in (PIECES, POWER) if form in laws]
-  if len(fits) > 1 and fits[1].bic - fits[0].bic <= MIN_BIC_GAIN:
-    fits = fits[1:]
-  lines, break_interval = [], None
-  for fit in fits:
-    flops = np.geomspace(fit.low, fit.high, 400)
-    loss = power_laws.predict(fit, flops)
-    name = f'one law, C^-{fit.constants.get("b", math.nan):.3f}'
-    if fit.form == PIECES:
-      # The laws need not meet at the break; nan draws a gap.
-      index = int(np.searchsorted(flops, fit.constants['C0']))
-      flops, loss = np.insert(flops, index, fit.constants['C0']), np.insert(loss, index, np.nan)
-      name = f'two laws, C^-{fit.constants["b1"]:.3f}, C^-{fit.constants["b2"]:.3f}'
-      if study.split is not None:
-        break_interval = (study.split, *fit.intervals.get('C0', (math.nan, math.nan)))
-    lines.append(FittedLine(name, flops, loss))
-  return scaling_figures.draw_compute(curves, study.frontier, lines, break_interval)
+  has_break = len(fits) < 2 or fits[1].bic - fits[0].bic > MIN_BIC_GAIN
+  return fits if has_break else fits[1:]

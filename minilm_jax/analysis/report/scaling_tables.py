@@ -170,7 +170,7 @@ FIT_FORMAT = TableFormat(
     'BIC compares forms fitted to the same points; lower is better.',
   ),
 )
-POINT_FORMAT = TableFormat(
+FRONTIER_FORMAT = TableFormat(
   1,
   (
     ('run', lambda point: point.run),
@@ -180,6 +180,10 @@ POINT_FORMAT = TableFormat(
     ('tokens', lambda point: f'{point.tokens:.2e}'),
     ('parameters', lambda point: f'{point.parameters:,}'),
   ),
+  'The lowest loss in each bin of compute.',
+)
+ENVELOPE_FORMAT = dataclasses.replace(
+  FRONTIER_FORMAT, caption='Evaluations without a cheaper one of lower loss.'
 )
 PLATEAU_FORMAT = TableFormat(
   1,

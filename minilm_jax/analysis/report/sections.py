@@ -7,7 +7,7 @@ import csv
 import dataclasses
 import io
 import typing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import rich.table
@@ -103,13 +103,13 @@ class Section:
   """One part of a report: text, and figures or a table. Nothing in it is escaped yet.
 
   Attributes:
-    figures: `<svg>` elements, which only a browser shows.
+    figures: each `figures.Drawing` by the name of its files; only a browser shows them.
     notes: statistical details of the figures, which a page shows as footnotes.
   """
 
   title: str
   text: str = ''
-  figures: Sequence[str] = ()
+  figures: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   caption: str = ''
   notes: Sequence[str] = ()
   table: Table | None = None
@@ -119,6 +119,16 @@ def list_section(title: str, heading: str, lines: Sequence[str]) -> Iterator[Sec
   """Yields a table of one column, or nothing without lines."""
   if lines:
     yield Section(title, table=Table([heading], 1, [[line] for line in lines]))
+
+
+def encode_figures(sections: Iterable[Section]) -> dict[str, bytes]:
+  """Returns the figures of sections as files, an SVG and a PNG each, by their names."""
+  contents = {}
+  for section in sections:
+    for name, drawing in section.figures.items():
+      contents[f'{name}.svg'] = drawing.svg.encode()
+      contents[f'{name}.png'] = drawing.to_png()
+  return contents
 
 
 def to_terminal(section: Section) -> list[rich.table.Table | str]:

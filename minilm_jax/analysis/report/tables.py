@@ -6,6 +6,7 @@ Pages show scores times 100. A cell breaks at '; ' and before an interval (`sect
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from minilm_jax.analysis.number_format import (
   NONE,
@@ -180,19 +181,23 @@ def make_score_sections(
   scores: Sequence[ScoreRow],
   averages: Sequence[Average],
   runs: Sequence[RunRow],
-  pictures: Mapping[str, Sequence[str]],
+  drawings: Mapping[str, Any],
 ) -> Iterator[Section]:
-  """Yields the sections of scores, fine-tuning and runs that have content."""
+  """Yields the sections of scores, fine-tuning and runs that have content.
+
+  Args:
+    drawings: each `figures.Drawing` by the name of its files, which begins as in `_FIGURES`.
+  """
   rows, phenomena = select_main(scores), select_main(scores, phenomena=True)
   if rows:
     table = SCORE_FORMAT.fill(rows)
     notes = [*table.notes, *filter(None, [describe_protocol(scores)])]
     yield Section('Scores', table=dataclasses.replace(table, notes=notes))
   for prefix, title, caption in _FIGURES:
-    svgs = [svg for name, panels in pictures.items() if name.startswith(prefix) for svg in panels]
-    if svgs:
+    figures = {name: drawing for name, drawing in drawings.items() if name.startswith(prefix)}
+    if figures:
       notes = [_LEARNING_NOTE] if prefix == 'learning' else []
-      yield Section(title, figures=svgs, caption=caption, notes=notes)
+      yield Section(title, figures=figures, caption=caption, notes=notes)
   if averages:
     yield Section('Averages', table=AVERAGE_FORMAT.fill(averages))
   if phenomena:

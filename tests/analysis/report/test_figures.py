@@ -8,6 +8,7 @@ import pytest
 
 from minilm_jax.analysis.report import figures
 from minilm_jax.analysis.report.figures import DotRow, Drawing, MeanBand, Panel
+from minilm_jax.analysis.report.sections import Section, encode_figures
 from minilm_jax.analysis.runs import RunLosses
 
 CURVE = RunLosses('tiny', (1e6, 2e6, 3e6), (9.0, 7.0, 6.0), (2e6, 3e6), (6.9, 5.9))
@@ -58,7 +59,7 @@ def test_each_run_has_its_own_style():
 
 @pytest.mark.parametrize('name', ['_hidden', '$x', '$\\frac$', '<b>&amp;', 'größe', 'a' * 60])
 def test_svg_has_literal_names(name: str):
-  svg = figures.draw_losses([RunLosses(name, (1.0,), (2.0,), (1.0,), (2.0,))]).to_svg()
+  svg = figures.draw_losses([RunLosses(name, (1.0,), (2.0,), (1.0,), (2.0,))]).svg
   elements = list(xml.etree.ElementTree.fromstring(svg).iter())
   texts = [''.join(e.itertext()).strip() for e in elements if e.tag == f'{SVG}text']
   assert figures.shorten_name(name) in texts
@@ -68,7 +69,7 @@ def test_svg_has_literal_names(name: str):
 @pytest.mark.parametrize('values', [(math.nan, 5.0), (math.inf, 5.0), (math.nan, math.nan)])
 def test_undefined_losses_leave_a_gap(values: tuple[float, float]):
   drawing = figures.draw_losses([RunLosses('a', (1.0, 2.0), values, (), ())])
-  assert drawing.to_svg() and all(map(math.isfinite, drawing.figure.axes[0].get_ylim()))
+  assert drawing.svg and all(map(math.isfinite, drawing.figure.axes[0].get_ylim()))
 
 
 def test_dots_have_means_on_intervals_and_baselines():
@@ -119,11 +120,11 @@ def test_confusion_matrix_has_its_counts_row_by_row():
   ],
 )
 def test_figures_have_the_colour_of_the_page_and_equal_bytes(draw):
-  svg, png = draw().to_svg(), draw().to_png()
+  svg, png = draw().svg, draw().to_png()
   xml.etree.ElementTree.fromstring(svg)
   assert figures.INK not in svg and 'currentColor' in svg
   assert '#ffffff' not in svg and '#000000' not in svg
-  assert draw().to_svg() == svg and draw().to_png() == png and png.startswith(b'\x89PNG')
+  assert draw().svg == svg and draw().to_png() == png and png.startswith(b'\x89PNG')
 
 
 def test_tooltips_enter_their_own_group_escaped():
@@ -133,12 +134,11 @@ def test_tooltips_enter_their_own_group_escaped():
   assert len(first) == 0 and second[0].text == '<b> & "c"'
 
 
-def test_encode_returns_files_and_panels():
-  files, pictures = figures.encode(
-    [('learning', draw_panels()), ('dots', figures.draw_dots(DOTS, 'x'))], '-a'
-  )
+def test_figures_of_sections_have_files_and_panels():
+  drawings = {'learning': draw_panels(), 'dots': figures.draw_dots(DOTS, 'x')}
+  files = encode_figures([Section('A', figures=drawings), Section('B')])
   assert set(files) == {
-    f'{name}-a.{kind}' for name in ('learning', 'dots') for kind in ('svg', 'png')
+    f'{name}.{kind}' for name in ('learning', 'dots') for kind in ('svg', 'png')
   }
-  assert [len(svgs) for svgs in pictures.values()] == [4, 1]
-  assert pictures['dots'][0].encode() == files['dots-a.svg']
+  assert [len(drawing.page_svgs) for drawing in drawings.values()] == [4, 1]
+  assert drawings['dots'].page_svgs[0].encode() == files['dots.svg']

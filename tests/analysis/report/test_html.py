@@ -1,13 +1,15 @@
 """Tests of `html`: order, folding, footnotes and escaping of pages."""
 
 import pytest
+from matplotlib.figure import Figure
 
 from minilm_jax.analysis.report import html
+from minilm_jax.analysis.report.figures import Drawing
 from minilm_jax.analysis.report.sections import Answer, Section, Table, list_section
 from tests.html_page import Page, check_rules
 
 ANSWER = Answer('Is it?', 'yes', '+1.0 [+0.5, +1.5]', ['A note.'])
-SVG = '<svg viewBox="0 0 1 1"></svg>'
+FIGURES = {'loss': Drawing(Figure())}
 
 
 def make_section(rows: int, **fields: object) -> Section:
@@ -16,7 +18,7 @@ def make_section(rows: int, **fields: object) -> Section:
 
 
 def test_answers_precede_figures_and_figures_precede_tables():
-  figure = Section('Loss', 'A sentence.', figures=[SVG], caption='A caption.', notes=['B note.'])
+  figure = Section('Loss', 'A sentence.', figures=FIGURES, caption='A caption.', notes=['B note.'])
   text = html.render('Title', [ANSWER], [make_section(2), figure])
   assert check_rules(text) == [('Is it?', 'yes', '+1.0 [+0.5, +1.5]')]
   assert Page(text).headings == ['Loss', 'Runs', 'Notes']
@@ -52,7 +54,7 @@ def test_all_text_is_escaped():
   table = Table([hostile], 1, [[hostile]], hostile, [hostile])
   sections = [
     Section(hostile, hostile, table=table),
-    Section(hostile, figures=[SVG], caption=hostile, notes=[hostile]),
+    Section(hostile, figures=FIGURES, caption=hostile, notes=[hostile]),
     *list_section(hostile, hostile, [hostile]),
   ]
   text = html.render(hostile, [answer], sections, hostile)

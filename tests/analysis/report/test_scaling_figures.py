@@ -1,16 +1,17 @@
 """Tests of `scaling_figures`: content, tooltips of points, equal bytes."""
 
+import dataclasses
 import math
 import xml.etree.ElementTree
 
-import numpy as np
 import pytest
 
 from minilm_jax.analysis import cost_effectiveness, frontier
 from minilm_jax.analysis.correlation import ScoredModel
+from minilm_jax.analysis.laws import broken_laws, power_laws
 from minilm_jax.analysis.report import figures, scaling_figures
 from minilm_jax.analysis.report.figures import Drawing
-from minilm_jax.analysis.report.scaling_figures import GAIN, SCORE, FittedLine
+from minilm_jax.analysis.report.scaling_figures import GAIN, SCORE
 from tests import fake_runs
 
 CURVES = [
@@ -18,6 +19,11 @@ CURVES = [
   for hidden in (32, 64, 256)
   for layers in (1, 2)
 ]
+POINTS = frontier.find_percentile_frontier(CURVES)
+POWER = power_laws.fit_log_power(*frontier.to_arrays(POINTS))
+PIECES = broken_laws.fit_two_piece(*frontier.to_arrays(POINTS))
+BREAK = PIECES.constants['C0']
+PIECES = dataclasses.replace(PIECES, intervals={'C0': (BREAK / 2, BREAK * 2)})
 NUMBERS = {curve.name: number for number, curve in enumerate(CURVES, 1)}
 MODELS = [
   ScoredModel(
@@ -39,13 +45,7 @@ SVG = '{http://www.w3.org/2000/svg}'
 
 
 def draw_compute() -> Drawing:
-  flops = np.geomspace(1e13, 1e15, 50)
-  return scaling_figures.draw_compute(
-    CURVES,
-    frontier.find_percentile_frontier(CURVES),
-    [FittedLine('one law', flops, 100 * flops**-0.1)],
-    (1e14, 5e13, 2e14),
-  )
+  return scaling_figures.draw_compute(CURVES, POINTS, [PIECES, POWER])
 
 
 DRAWINGS = {
@@ -77,10 +77,10 @@ def select_lines(drawing: Drawing, prefix: str) -> list:
 @pytest.mark.parametrize('name', DRAWINGS)
 def test_every_point_has_a_tooltip_and_bytes_are_equal(name: str):
   drawing = DRAWINGS[name]()
-  svg = drawing.to_svg()
+  svg = drawing.svg
   assert drawing.tooltips and read_tooltips(svg) == drawing.tooltips
   assert figures.INK not in svg and 'currentColor' in svg and '<script' not in svg
-  assert drawing.to_png().startswith(b'\x89PNG') and DRAWINGS[name]().to_svg() == svg
+  assert drawing.to_png().startswith(b'\x89PNG') and DRAWINGS[name]().svg == svg
 
 
 def test_compute_has_all_runs_the_frontier_and_the_break():
@@ -88,13 +88,17 @@ def test_compute_has_all_runs_the_frontier_and_the_break():
   (axes,) = drawing.figure.axes
   assert axes.get_xscale() == axes.get_yscale() == 'log' and len(axes.patches) == 1
   assert sum(gid.startswith('curve') for gid in drawing.tooltips) == len(CURVES)
-  points = frontier.find_percentile_frontier(CURVES)
   dots = select_lines(drawing, 'frontier')
   assert [(line.get_xdata()[0], line.get_ydata()[0]) for line in dots] == [
-    (point.flops, point.loss) for point in points
+    (point.flops, point.loss) for point in POINTS
   ]
   legend = {text.get_text().strip() for text in drawing.figure.legends[0].get_texts()}
-  assert legend == {'1 layer', '2 layers', 'break, 1.0e+14 FLOPs', 'one law', 'frontier'}
+  constants = {**POWER.constants, **PIECES.constants}
+  assert legend == {
+    *('1 layer', '2 layers', f'break, {BREAK:.1e} FLOPs', 'frontier'),
+    f'one law, C^-{constants["b"]:.3f}',
+    figures.shorten_name(f'two laws, C^-{constants["b1"]:.3f}, C^-{constants["b2"]:.3f}'),
+  }
   assert len({line.get_color() for line in select_lines(drawing, 'curve')}) == 2
   losses = [loss for curve in CURVES for loss in curve.loss]
   low, high = axes.get_ylim()
@@ -102,8 +106,9 @@ def test_compute_has_all_runs_the_frontier_and_the_break():
 
 
 def test_compute_without_interval_and_frontier():
-  drawing = scaling_figures.draw_compute(CURVES, [], [], (1e14, math.nan, math.nan))
-  assert not drawing.figure.axes[0].patches and read_tooltips(drawing.to_svg())
+  pieces = dataclasses.replace(PIECES, intervals={})
+  drawing = scaling_figures.draw_compute(CURVES, [], [pieces])
+  assert not drawing.figure.axes[0].patches and read_tooltips(drawing.svg)
 
 
 def test_dominated_options_are_hollow():
