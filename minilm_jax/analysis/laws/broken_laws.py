@@ -39,24 +39,18 @@ _NUM_CORNERS = 120  # of the grid of an interval
 Intervals = dict[str, tuple[float, float]]
 
 
-def fit_two_piece(
-  compute: Array, loss: Array, name: str = 'two pieces', split: float | None = None
-) -> Fit:
+def fit_two_piece(compute: Array, loss: Array, name: str = 'two pieces') -> Fit:
   """Fits a power law below the break C0 and another above, which need not meet, in log L.
 
-  Args:
-    split: C0. By default, the two neighbouring points around C0 minimize the sum of squares, and C0
-      is their geometric mean.
+  The two neighbouring points around C0 minimize the sum of squares. C0 is their geometric mean.
   """
   compute, loss = power_laws.check_points('two power laws', 2 * MIN_POINTS_A_SIDE, compute, loss)
-  x, y = np.log(compute), np.log(loss)
-  if split is None:
-    counts, squares = measure_piece_squares(x, y)
-    first = int(counts[np.argmin(squares)])
-    split = math.exp((x[first - 1] + x[first]) / 2)
-  low = compute < split
-  below = power_laws.fit_log_power(compute[low], loss[low]).constants
-  above = power_laws.fit_log_power(compute[~low], loss[~low]).constants
+  x = np.log(compute)
+  counts, squares = measure_piece_squares(x, np.log(loss))
+  first = int(counts[np.argmin(squares)])
+  split = math.exp((x[first - 1] + x[first]) / 2)
+  below = power_laws.fit_log_power(compute[:first], loss[:first]).constants
+  above = power_laws.fit_log_power(compute[first:], loss[first:]).constants
   constants = {'a1': below['a'], 'b1': below['b'], 'a2': above['a'], 'b2': above['b'], 'C0': split}
   return power_laws.make_fit(name, power_laws.PIECES, power_laws.LOGS, constants, (compute, loss))
 
@@ -109,13 +103,10 @@ def measure_piece_squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.
   """
   x, y = x - x.mean(), y - y.mean()
   sums = np.cumsum([np.ones_like(x), x, y, x * x, y * y, x * y], axis=1)
-  distinct = 1 + np.cumsum(np.diff(x) > 0)  # distinct values of the first 2, 3, ... points
-  counts = np.arange(1, len(x))
-  below = np.concatenate([[1], distinct])[counts - 1]
-  free = (
-    (np.diff(x) > 0) & (below >= MIN_POINTS_A_SIDE) & (distinct[-1] - below >= MIN_POINTS_A_SIDE)
-  )
-  counts = counts[free]
+  is_step = np.diff(x) > 0
+  below = 1 + np.cumsum(is_step) - is_step  # distinct values of the first 1, 2, ... points
+  above = 1 + np.sum(is_step) - below
+  counts = 1 + np.flatnonzero(is_step & (np.minimum(below, above) >= MIN_POINTS_A_SIDE))
   sums_below = sums[:, counts - 1]
   squares_below = _compute_residual_squares(sums_below)
   return counts, squares_below + _compute_residual_squares(sums[:, -1:] - sums_below)
@@ -199,7 +190,8 @@ def find_power_intervals(compute: Array, loss: Array) -> Intervals:
   """Returns intervals of a and b of L = a C^-b, fitted in log L to 3 or more points."""
   compute, loss = power_laws.check_points('intervals of a power law', 3, compute, loss)
   x, y = np.log(compute), np.log(loss)
-  constants, (squares,), (spread,) = solve_linear(_make_line_columns(x)[None], y)
+  columns = np.stack([np.ones_like(x), -x], 1)[None]
+  constants, (squares,), (spread,) = solve_linear(columns, y)
   half = np.sqrt(spread * (_compute_bound(squares, len(x), 2) - squares))
   low, high = constants[0] - half, constants[0] + half
   return {'a': _exponentiate_interval((low[0], high[0])), 'b': (float(low[1]), float(high[1]))}
@@ -232,15 +224,12 @@ def find_offset_power_intervals(compute: Array, loss: Array) -> Intervals:
   for index, (key, (low, high)) in enumerate(limits.items()):
     value = best[index]
     step = 2.4 * float(np.clip(steps[index], 1e-3 * max(abs(value), 0.1), 0.2 * (high - low)))
+    profile = _make_profile(x, y, best, index)
     intervals[key] = (
-      _find_crossing(_make_profile(x, y, best, index), (minimum, bound), value, -step, low),
-      _find_crossing(_make_profile(x, y, best, index), (minimum, bound), value, step, high),
+      _find_crossing(profile, (minimum, bound), value, -step, low),
+      _find_crossing(profile, (minimum, bound), value, step, high),
     )
   return {**intervals, 'a': _exponentiate_interval(intervals['a'])}
-
-
-def _make_line_columns(x: np.ndarray) -> np.ndarray:
-  return np.stack([np.ones_like(x), -x], 1)
 
 
 def _exponentiate_interval(interval: tuple[float, float]) -> tuple[float, float]:

@@ -367,8 +367,7 @@ def fit_chinchilla(
     'B': exponentiate('a law over parameters and tokens', c[3] + c[4] * middle[1]),
     'beta': c[4],
   }
-  fit = make_fit(name, SURFACE, HUBER, constants, (parameters, loss), np.exp(fitted))
-  return dataclasses.replace(fit, low=float(compute.min()), high=float(compute.max()))
+  return make_fit(name, SURFACE, HUBER, constants, (compute, loss), np.exp(fitted))
 
 
 def _list_starts(loss: Array, start: Fit | None, middle: np.ndarray) -> list[np.ndarray]:
