@@ -124,35 +124,32 @@ def _answer_score(row: ScoreRow, differences: str) -> Answer:
   question = f'Does pre-training raise {row.metric} on {row.task_name}{checkpoint}?'
   split = '' if row.split == ALL else f'{row.split} '
   examples = f'{row.task} has {row.examples:,} {split}examples.'
-  if not row.pretrained.n or not row.scratch.n:
-    arm, absent = 'pre-trained', 'from scratch'
-    if not row.pretrained.n:
-      arm, absent = absent, arm
-    group = row.pretrained if row.pretrained.n else row.scratch
+  arms = {'pre-trained': row.pretrained, 'from scratch': row.scratch}
+  absent = [name for name, group in arms.items() if not group.n]
+  if absent:
+    ((arm, group),) = [item for item in arms.items() if item[0] != absent[0]]
     interval = format_interval(group.mean, group.low, group.high, '.1f', 100)
     number = f'{interval} {arm} (n = {group.n})'
-    return Answer(question, 'not measured', number, [f'No scores {absent}. {examples}'])
+    return Answer(question, 'not measured', number, [f'No scores {absent[0]}. {examples}'])
   difference = row.difference
-  n = f'n = {row.pretrained.n}' + ('' if difference.paired else f' and {row.scratch.n}')
-  arms = (
-    f'{format_points(row.pretrained.mean)} pre-trained against '
-    f'{format_points(row.scratch.mean)} from scratch. {examples}'
-  )
   number = format_points_interval(difference.mean, difference.low, difference.high)
-  verdict, reason = _decide(row), _explain_indecision(row)
-  notes = [reason] if reason else []
+  n = f'n = {row.pretrained.n}' + ('' if difference.paired else f' and {row.scratch.n}')
+  scores = ' against '.join(f'{format_points(group.mean)} {arm}' for arm, group in arms.items())
+  notes = [f'{scores}. {examples}']
   if not math.isfinite(difference.low):
-    return Answer(question, verdict, f'{number} ({n}, no interval)', [arms, *notes])
-  number = f'{number} ({n})'
-  if not difference.paired:
-    return Answer(question, verdict, number, [f'The interval is Welch’s. {arms}', *notes])
-  arms = f'The interval is paired by seed. {arms}'
-  if reason:
-    return Answer(question, verdict, number, [arms, *notes])
-  by_seed = subtract_by_seed(row.pretrained.by_seed, row.scratch.by_seed)
-  effect = smallest_detectable_effect(list(by_seed.values()))
-  power = f'These seeds find an effect of {format_points(effect)} points with a power of 80%.'
-  return Answer(question, verdict, number, [arms, power])
+    n += ', no interval'
+  else:
+    kind = 'paired by seed' if difference.paired else 'Welch’s'
+    notes = [f'The interval is {kind}. {notes[0]}']
+  if reason := _explain_indecision(row):
+    notes.append(reason)
+  elif difference.paired and math.isfinite(difference.low):
+    by_seed = subtract_by_seed(row.pretrained.by_seed, row.scratch.by_seed)
+    effect = smallest_detectable_effect(list(by_seed.values()))
+    notes.append(
+      f'These seeds find an effect of {format_points(effect)} points with a power of 80%.'
+    )
+  return Answer(question, _decide(row), f'{number} ({n})', notes)
 
 
 def answer_runs(runs: Sequence[RunRow]) -> Iterator[Answer]:
@@ -263,19 +260,22 @@ def _format_checkpoint(row: ScoreRow | Average) -> str:
 def _format_group(group: Group) -> str:
   if not group.n + group.undefined:
     return f'{format_points(group.mean)}; seeds differ' if math.isfinite(group.mean) else NONE
-  text = (
-    f'{format_points(group.mean)} ± {format_points(group.std)}'
-    if group.n > 1
-    else format_points(group.mean)
-  )
-  text += f' (n = {group.n})' + (
-    f' [{format_points(group.low)}, {format_points(group.high)}]' if group.n > 1 else ''
-  )
-  if group.n == 1 and math.isfinite(group.mean_example_low):
-    text += f'; {format_points(group.mean_example_low)} to {format_points(group.mean_example_high)} over examples'
-  text += f'; rate {group.learning_rate:g}' if group.learning_rate is not None else ''
-  text += f'; {group.undefined} undefined' if group.undefined and group.n else ''
-  return text + (f'; {group.collapsed} collapsed' if group.collapsed else '')
+  lines = [f'{format_points(group.mean)} (n = {group.n})']
+  if group.n > 1:
+    lines = [
+      f'{format_points(group.mean)} ± {format_points(group.std)} (n = {group.n}) '
+      f'[{format_points(group.low)}, {format_points(group.high)}]'
+    ]
+  elif group.n and math.isfinite(group.mean_example_low):
+    ends = (group.mean_example_low, group.mean_example_high)
+    lines.append(f'{" to ".join(map(format_points, ends))} over examples')
+  if group.learning_rate is not None:
+    lines.append(f'rate {group.learning_rate:g}')
+  if group.undefined and group.n:
+    lines.append(f'{group.undefined} undefined')
+  if group.collapsed:
+    lines.append(f'{group.collapsed} collapsed')
+  return '; '.join(lines)
 
 
 def _format_loss(row: RunRow, value: float | None, digits: int) -> str:
