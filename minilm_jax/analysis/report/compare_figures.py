@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from minilm_jax.analysis import ablation_results
-from minilm_jax.analysis.ablation_results import AT_LEAST, AblationRow
+from minilm_jax.analysis.ablation_results import AT_LEAST, AblationRow, PairedRatio
 from minilm_jax.analysis.ablations import Ablation, AblationAtSize
 from minilm_jax.analysis.loss_curves import ACTUAL
 from minilm_jax.analysis.report.figures import (
@@ -47,8 +47,9 @@ def draw_comparison(
   timed = [row for row in rows[1:] if math.isfinite(row.speed.value)]
   if timed:
     yield 'dots', draw_speeds(timed)
-  if any(_measure_multipliers(part.base, ablation) for ablation in ablations):
-    yield 'multiplier', draw_multipliers(part.base, ablations)
+  multipliers = {ablation.name: _measure_multipliers(part.base, ablation) for ablation in ablations}
+  if any(multipliers.values()):
+    yield 'multiplier', draw_multipliers(multipliers)
 
 
 def select_ablations(part: AblationAtSize, rows: Sequence[AblationRow]) -> list[Ablation]:
@@ -133,18 +134,17 @@ def draw_speeds(rows: Sequence[AblationRow]) -> Drawing:
 
 
 @mpl.rc_context(STYLE)
-def draw_multipliers(base: Ablation, ablations: Sequence[Ablation]) -> Drawing:
+def draw_multipliers(multipliers: Mapping[str, Mapping[float, PairedRatio]]) -> Drawing:
   """Draws the compute multiplier of each ablation along the loss, with its 95% interval."""
-  figure = _new_figure(len(ablations))
+  figure = _new_figure(len(multipliers))
   axes = figure.add_subplot()
   axes.axhline(1, color=INK, alpha=0.5, linestyle=':', linewidth=1)
   handles = {}
-  for ablation, (dash, color) in zip(ablations, line_styles()):
-    multipliers = _measure_multipliers(base, ablation)
-    losses, ratios = list(multipliers), list(multipliers.values())
+  for (name, by_loss), (dash, color) in zip(multipliers.items(), line_styles()):
+    losses, ratios = list(by_loss), list(by_loss.values())
     low, high = [ratio.low for ratio in ratios], [ratio.high for ratio in ratios]
     axes.fill_between(losses, low, high, color=color, alpha=0.12, linewidth=0)
-    (handles[ablation.name],) = axes.plot(
+    (handles[name],) = axes.plot(
       losses, [ratio.value for ratio in ratios], dash, color=color, linewidth=1.3
     )
   set_log_axes(axes, 'validation loss (nats), falling', 'compute multiplier')
@@ -154,9 +154,7 @@ def draw_multipliers(base: Ablation, ablations: Sequence[Ablation]) -> Drawing:
   return Drawing(figure)
 
 
-def _measure_multipliers(
-  base: Ablation, ablation: Ablation
-) -> dict[float, ablation_results.PairedRatio]:
+def _measure_multipliers(base: Ablation, ablation: Ablation) -> dict[float, PairedRatio]:
   """Returns multipliers by loss, between the first loss of every run and the lowest shared loss."""
   curves = [curve for side in (base, ablation) for curve in side.curves.values()]
   high = min(curve.loss[0] for curve in curves)

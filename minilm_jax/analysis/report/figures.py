@@ -140,6 +140,20 @@ class Panel:
 
 
 @dataclasses.dataclass(frozen=True)
+class Confusion:
+  """The confusion matrices of one task, split, checkpoint and protocol, which the title names.
+
+  Attributes:
+    classes: names of the classes, or their numbers.
+    arms: `[true, predicted]` counts summed over seeds, by arm; absent arms were not run.
+  """
+
+  title: str
+  classes: tuple[str, ...]
+  arms: Mapping[str, Float[np.ndarray, 'C C']]
+
+
+@dataclasses.dataclass(frozen=True)
 class DotRow:
   """One row of a dot plot: (mean, low, high) of each arm, and baselines, by name."""
 
@@ -241,7 +255,7 @@ def draw_panels(panels: Sequence[Panel], x_label: str, y_label: str) -> Drawing:
       handles['majority'] = axes.axhline(
         panel.majority, color=INK, alpha=0.5, linestyle=':', linewidth=1
       )
-    axes.set_title(_shorten_lines(panel.title))
+    axes.set_title(shorten_lines(panel.title))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.xaxis.set_major_formatter(EngFormatter(sep=''))
@@ -291,30 +305,28 @@ def arrange_panels(
   return dataclasses.replace(arrange(panels), panels=single)
 
 
-def draw_confusion(
-  title: str, classes: Sequence[str], arms: Mapping[str, Float[np.ndarray, 'C C']]
-) -> Drawing:
+def draw_confusion(confusion: Confusion) -> Drawing:
   """Draws a matrix an arm: the share of each true class (row) predicted as each class, and counts."""
-  style: dict[Any, Any] = STYLE | {'axes.grid': False}
-  size = len(classes)
+  arms, classes = confusion.arms, confusion.classes
+  ticks = range(len(classes))
 
-  def draw(subset: Mapping[str, Float[np.ndarray, 'C C']]) -> Drawing:
-    with mpl.rc_context(style):
-      side = max(2.4, 0.5 * size)
-      figure = Figure(figsize=(1.6 + side * max(1, len(subset)), 1.8 + side))
-      figure.suptitle(_shorten_lines(title))
-      grid = figure.subplots(1, max(1, len(subset)), squeeze=False).flat
-      for axes, (name, counts) in zip(grid, subset.items()):
-        _draw_matrix(axes, counts)
-        axes.set_title(name)
-        axes.set_xticks(range(size), classes, rotation=90)
-        axes.set_yticks(range(size), classes if axes is figure.axes[0] else [])
-        axes.set_xlabel('predicted')
-      figure.axes[0].set_ylabel('true')
+  @mpl.rc_context(STYLE | {'axes.grid': False})
+  def draw(names: Sequence[str]) -> Drawing:
+    side = max(2.4, 0.5 * len(classes))
+    figure = Figure(figsize=(1.6 + side * max(1, len(names)), 1.8 + side))
+    figure.suptitle(shorten_lines(confusion.title))
+    grid = figure.subplots(1, max(1, len(names)), squeeze=False).flat
+    for axes, name in zip(grid, names):
+      _draw_matrix(axes, arms[name])
+      axes.set_title(name)
+      axes.set_xticks(ticks, classes, rotation=90)
+      axes.set_yticks(ticks, classes if axes is figure.axes[0] else [])
+      axes.set_xlabel('predicted')
+    figure.axes[0].set_ylabel('true')
     return Drawing(figure)
 
-  panels = [draw({name: counts}) for name, counts in arms.items()] if len(arms) > 1 else ()
-  return dataclasses.replace(draw(arms), panels=panels)
+  panels = [draw([name]) for name in arms] if len(arms) > 1 else ()
+  return dataclasses.replace(draw(list(arms)), panels=panels)
 
 
 def _draw_matrix(axes: Axes, counts: Float[np.ndarray, 'C C']) -> None:
@@ -363,5 +375,6 @@ def shorten_name(name: str) -> str:
   return f'{name[: _MAX_NAME_CHARS - 1 - tail]}…{name[-tail:]}'
 
 
-def _shorten_lines(title: str) -> str:
+def shorten_lines(title: str) -> str:
+  """Returns a title with each of its lines shortened."""
   return '\n'.join(f' {shorten_name(line)}' for line in title.split('\n'))

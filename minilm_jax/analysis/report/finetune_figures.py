@@ -3,7 +3,6 @@
 A panel has a band for each arm: the mean over seeds with its 95% interval. `figures.py` draws them.
 """
 
-import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -12,9 +11,9 @@ import numpy as np
 from etils import epath
 
 from minilm_jax.analysis import runs
-from minilm_jax.analysis.report.figures import MeanBand, Panel
+from minilm_jax.analysis.report.figures import Confusion, MeanBand, Panel
 from minilm_jax.analysis.scores import ScoreRow, describe_differences, name_differences
-from minilm_jax.analysis.seed_groups import Group
+from minilm_jax.analysis.seed_groups import Group, make_group
 from minilm_jax.core import files, old_names, run_dir
 from minilm_jax.core.errors import FLAG, NUMBER, TEXT, InputError, sanitize
 from minilm_jax.tasks import metrics
@@ -46,22 +45,8 @@ _SETTINGS = (
 DisplayedScores = Mapping[bool, tuple[Any, ...]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Confusion:
-  """The confusion matrices of one task, split, checkpoint and protocol, which the title names.
-
-  Attributes:
-    classes: names of the classes, or their numbers.
-    arms: `[true, predicted]` counts summed over seeds, by arm; absent arms were not run.
-  """
-
-  title: str
-  classes: tuple[str, ...]
-  arms: Mapping[str, np.ndarray]
-
-
 def read_confusions(
-  run_paths: Mapping[str, epath.Path], rows: Iterable[ScoreRow]
+  run_paths: Mapping[str, epath.Path], rows: Sequence[ScoreRow]
 ) -> list[Confusion]:
   """Returns the matrices of every classification, at the rates and epochs of the table of scores.
 
@@ -72,7 +57,6 @@ def read_confusions(
     InputError: no run has logged predictions of classes, a line lacks a field, or predictions and
       labels differ in number.
   """
-  rows = list(rows)
   lines: dict[tuple[str, ...], list[LogLine]] = {}
   displayed: dict[tuple[str, ...], DisplayedScores] = {}
   all_settings: dict[str, dict[str, Any]] = {}
@@ -87,7 +71,8 @@ def read_confusions(
         parts = line['task'], line['split'], runs.resolve_source(run_paths, path)
         key = (*(sanitize(str(part)) for part in parts), protocol)
         if key not in lines:
-          displayed[key] = _find_displayed(_match_rows(path, rows), *key[:3])
+          shown = _match_rows(path, settings['filtered'], rows)
+          displayed[key] = _find_displayed(shown, *key[:3])
         lines.setdefault(key, []).append(line)
   if not lines:
     raise InputError(
@@ -104,7 +89,7 @@ def read_confusions(
   for key, difference in zip(keys, differences, strict=True):
     task, split, checkpoint, protocol = key
     name = _name_task(task, all_settings[protocol]['filtered'])
-    title = ', '.join(filter(None, (name, split, difference))) + f'\n{checkpoint}'
+    title = _format_title([name, split, difference], checkpoint)
     confusions.append(_count_confusions(title, task, lines[key], displayed[key]))
   return confusions
 
@@ -119,9 +104,8 @@ def _read_settings(path: epath.Path) -> dict[str, Any]:
   }
 
 
-def _match_rows(path: epath.Path, rows: Iterable[ScoreRow]) -> list[ScoreRow]:
+def _match_rows(path: epath.Path, is_filtered: bool, rows: Sequence[ScoreRow]) -> list[ScoreRow]:
   """Returns the displayed rows of the scores of a run, of all checkpoints and steps."""
-  is_filtered = _read_settings(path)['filtered']
   settings = json.dumps(runs.read_protocol(path), sort_keys=True)
   # Runs under way have no scores, and their numbers of examples are unknown.
   sizes = {
@@ -190,7 +174,7 @@ def _count_confusions(
 
 
 def read_learning_curves(
-  run_paths: Mapping[str, epath.Path], rows: Iterable[ScoreRow]
+  run_paths: Mapping[str, epath.Path], rows: Sequence[ScoreRow]
 ) -> tuple[list[Panel], list[Panel]]:
   """Returns panels of scores and of training losses by epoch, one a task, checkpoint and protocol.
 
@@ -200,7 +184,6 @@ def read_learning_curves(
   Raises:
     InputError: a line of a log lacks a field.
   """
-  rows = list(rows)
   lines: dict[tuple[str, str, str], list[LogLine]] = {}
   all_settings: dict[str, dict[str, Any]] = {}
   for name, path in run_paths.items():
@@ -212,7 +195,7 @@ def read_learning_curves(
     protocol = json.dumps(settings, sort_keys=True)
     all_settings[protocol] = settings
     rates: dict[tuple[str, bool], set[float | None]] = {}
-    for row in _match_rows(path, rows):
+    for row in _match_rows(path, settings['filtered'], rows):
       for arm, group in ((True, row.pretrained), (False, row.scratch)):
         if row.task_name == task and group.n + group.undefined:
           rates.setdefault((row.checkpoint, arm), set()).add(group.learning_rate)
@@ -228,7 +211,7 @@ def read_learning_curves(
   scores, losses = [], []
   for (task, checkpoint, protocol), difference in zip(keys, differences, strict=True):
     log_lines = lines[task, checkpoint, protocol]
-    title = _format_title(task, difference, checkpoint if has_several else '')
+    title = _format_title([task, difference], checkpoint if has_several else '')
     for panels, values, scale in (
       (scores, _select_headline(log_lines), 100),
       (losses, _select_losses(log_lines), 1),
@@ -266,20 +249,10 @@ def make_trajectories(rows: Iterable[ScoreRow]) -> list[Panel]:
         if group.n and row.step is not None:
           name = _format_arm(arm, group.learning_rate, has_rates)
           points.setdefault(name, []).append((float(row.step), group))
-    bands = tuple(
-      MeanBand(
-        name,
-        tuple(step for step, _ in steps),
-        *(
-          tuple(100 * getattr(group, field) for _, group in steps)
-          for field in ('mean', 'low', 'high')
-        ),
-      )
-      for name, steps in points.items()
-    )
+    bands = tuple(_make_band(name, steps, 100) for name, steps in points.items())
     first = cell_rows[0]
-    title = _format_title(first.task_name, difference, first.checkpoint if has_several else '')
-    panels.append(Panel(title, bands, 100 * cell_rows[0].majority))
+    title = _format_title([first.task_name, difference], first.checkpoint if has_several else '')
+    panels.append(Panel(title, bands, 100 * first.majority))
   return panels
 
 
@@ -287,8 +260,8 @@ def _name_task(task: str, filtered: bool) -> str:
   return task + (' (filtered)' if filtered else '')
 
 
-def _format_title(task: str, difference: str, checkpoint: str) -> str:
-  return ', '.join(filter(None, (task, difference))) + (f'\n{checkpoint}' if checkpoint else '')
+def _format_title(parts: Sequence[str], checkpoint: str) -> str:
+  return ', '.join(filter(None, parts)) + (f'\n{checkpoint}' if checkpoint else '')
 
 
 def _format_arm(arm: bool, rate: float | None, has_rates: bool) -> str:
@@ -339,19 +312,29 @@ def _select_losses(lines: Sequence[LogLine]) -> list[LogLine]:
 
 
 def _make_bands(lines: Sequence[LogLine], scale: float) -> Iterator[MeanBand]:
-  for arm in _ARMS:
-    arm_lines = [line for line in lines if line['pretrained'] == arm]
-    rates = sorted({line['learning_rate'] for line in arm_lines}, key=runs.to_float)
-    for rate in rates:
-      values: dict[float, dict[int, float]] = {}
-      for line in arm_lines:
-        if line['learning_rate'] == rate:
-          by_seed = values.setdefault(line['epoch'], {})
-          by_seed[line['seed']] = scale * runs.to_float(line['value'])
-      epochs = sorted(values)
-      summaries = [metrics.summarize(list(values[epoch].values())) for epoch in epochs]
-      yield MeanBand(
-        _format_arm(arm, rate, len(rates) > 1),
-        tuple(map(float, epochs)),
-        *(tuple(summary[field] for summary in summaries) for field in ('mean', 'low', 'high')),
+  """Yields a band for each arm and learning rate, over the seeds at each epoch."""
+  curves = runs.group_by(lines, lambda line: (line['pretrained'], line['learning_rate']))
+  for arm, rate in sorted(curves, key=lambda curve: (not curve[0], runs.to_float(curve[1]))):
+    by_epoch = runs.group_by(curves[arm, rate], lambda line: line['epoch'])
+    points = [
+      (
+        float(epoch),
+        make_group(
+          {line['seed']: scale * runs.to_float(line['value']) for line in by_epoch[epoch]}
+        ),
       )
+      for epoch in sorted(by_epoch)
+    ]
+    has_rates = sum(other == arm for other, _ in curves) > 1
+    yield _make_band(_format_arm(arm, rate, has_rates), points)
+
+
+def _make_band(name: str, points: Sequence[tuple[float, Group]], scale: float = 1) -> MeanBand:
+  return MeanBand(
+    name,
+    tuple(x for x, _ in points),
+    *(
+      tuple(scale * getattr(group, field) for _, group in points)
+      for field in ('mean', 'low', 'high')
+    ),
+  )

@@ -221,8 +221,7 @@ def _draw_figures(
       yield name, figures.draw_panels(panels, x_label, y_label)
   if confusion:
     for number, matrices in enumerate(finetune_figures.read_confusions(run_paths, rows), 1):
-      drawing = figures.draw_confusion(matrices.title, matrices.classes, matrices.arms)
-      yield f'confusion-{number}', drawing
+      yield f'confusion-{number}', figures.draw_confusion(matrices)
   curves = [curve for name, path in run_paths.items() for curve in runs.read_losses(name, path)]
   if curves:
     yield 'loss', figures.draw_losses(curves)

@@ -41,10 +41,11 @@ from minilm_jax.analysis.report.figures import (
   Drawing,
   add_legend,
   arrange_panels,
-  shorten_name,
+  shorten_lines,
   styles_by_name,
 )
 from minilm_jax.analysis.report.scaling_tables import format_perplexity
+from minilm_jax.analysis.scores import format_interval
 
 SCORE, GAIN = 'score', 'gain'  # fields of ScoredModel in a figure
 _ROUND_NUMBERS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)  # readable ticks of one decade
@@ -216,7 +217,7 @@ def _wrap_title(title: str) -> str:
     if lines[-1] and len(lines[-1]) + len(part) > _TITLE_CHARS:
       lines.append('')
     lines[-1] += (', ' if lines[-1] else '') + part
-  return '\n'.join(f' {shorten_name(line)}' for text in lines for line in text.split('\n'))
+  return shorten_lines('\n'.join(lines))
 
 
 def _number_points(axes: Axes, points: Mapping[int, tuple[float, float]]) -> None:
@@ -334,8 +335,9 @@ def _position(point: Gap) -> float:
 
 
 def _describe_gap(point: Gap) -> str:
-  text = f'{point.checkpoint}: {100 * point.gap.mean:+.1f}'
-  if math.isfinite(point.gap.low):
-    text += f' [{100 * point.gap.low:+.1f}, {100 * point.gap.high:+.1f}]'
+  gap = format_interval(point.gap.mean, point.gap.low, point.gap.high)
   overlap = f', overlap {100 * point.overlap:.1f}' if math.isfinite(point.overlap) else ''
-  return f'{text}, {point.rows:,} rows, {point.tokens:,} tokens, {point.epochs:.3g} epochs{overlap}'
+  return (
+    f'{point.checkpoint}: {gap}, {point.rows:,} rows, {point.tokens:,} tokens, '
+    f'{point.epochs:.3g} epochs{overlap}'
+  )

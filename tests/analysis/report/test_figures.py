@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minilm_jax.analysis.report import figures
-from minilm_jax.analysis.report.figures import DotRow, Drawing, MeanBand, Panel
+from minilm_jax.analysis.report.figures import Confusion, DotRow, Drawing, MeanBand, Panel
 from minilm_jax.analysis.report.sections import Section, encode_figures
 from minilm_jax.analysis.runs import RunLosses
 
@@ -38,7 +38,7 @@ def draw_panels() -> Drawing:
 def draw_confusion() -> Drawing:
   counts = np.array([[3.0, 1.0], [0.0, 1234.0]])
   arms = {'pre-trained': counts, 'from scratch': 0 * counts}
-  return figures.draw_confusion('cola', ('no', 'yes'), arms)
+  return figures.draw_confusion(Confusion('cola', ('no', 'yes'), arms))
 
 
 def test_losses_have_every_point_of_every_run():
