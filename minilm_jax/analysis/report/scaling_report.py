@@ -30,14 +30,20 @@ from minilm_jax.analysis.report import scaling_figures, scaling_tables
 from minilm_jax.analysis.report.figures import Drawing
 from minilm_jax.analysis.report.scaling_figures import GAIN, SCORE
 from minilm_jax.analysis.report.scaling_tables import (
+  MODEL_COLUMNS,
   DepthSummary,
-  ModelRow,
   format_estimate,
   format_gain,
-  make_model_row,
   summarize_depths,
 )
-from minilm_jax.analysis.report.sections import Answer, Section, TableFormat, as_csv, list_section
+from minilm_jax.analysis.report.sections import (
+  Answer,
+  Section,
+  TableFormat,
+  as_csv,
+  columns_as_csv,
+  list_section,
+)
 from minilm_jax.analysis.scaling_study import (
   MIN_BIC_GAIN,
   ScalingStudy,
@@ -332,7 +338,6 @@ def _list_tables(
   results: ScalingReport, study: ScalingStudy
 ) -> list[tuple[str, TableFormat, Sequence[Any]]]:
   """Returns the title, the format and the rows of each table."""
-  models = [make_model_row(curve) for curve in results.curves]
   return [
     ('Fitted laws', scaling_tables.FIT_FORMAT, study.fits),
     ('Cost-effectiveness', scaling_tables.STEP_FORMAT, results.steps),
@@ -347,7 +352,7 @@ def _list_tables(
     ('Frontier', scaling_tables.FRONTIER_FORMAT, study.frontier),
     ('Lower envelope', scaling_tables.ENVELOPE_FORMAT, study.envelope),
     ('Plateaus', scaling_tables.PLATEAU_FORMAT, study.plateaus),
-    ('Models', scaling_tables.model_format(results.numbers), models),
+    ('Models', scaling_tables.model_format(results.numbers), results.curves),
   ]
 
 
@@ -361,7 +366,7 @@ def make_files(results: ScalingReport) -> dict[str, bytes]:
     'cost.csv': as_csv(Step, results.steps),
     'correlation.csv': as_csv(Correlation, results.correlations),
     'depth.csv': as_csv(Depth, results.depths),
-    'models.csv': encode_models(results.curves),
+    'models.csv': columns_as_csv(MODEL_COLUMNS, results.curves),
     'fits.json': (json.dumps(fits, indent=2) + '\n').encode(),
   }
   if results.training_correlations:
@@ -369,11 +374,6 @@ def make_files(results: ScalingReport) -> dict[str, bytes]:
       TrainingCorrelation, results.training_correlations
     )
   return contents
-
-
-def encode_models(curves: Sequence[LossCurve]) -> bytes:
-  """Returns models.csv."""
-  return as_csv(ModelRow, [make_model_row(curve) for curve in curves])
 
 
 def _draw_figures(results: ScalingReport, study: ScalingStudy) -> Iterator[tuple[str, Drawing]]:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -92,67 +93,39 @@ def summarize_depths(depths: Sequence[Depth]) -> Iterator[DepthSummary]:
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class ModelRow:
-  """One model: shape, size, FLOPs of the whole run by each count, losses in nats."""
-
-  name: str
-  embedding: int
-  hidden: int
-  feed_forward: int
-  heads: int
-  layers: int
-  vocabulary: int
-  tied: bool | None
-  seed: int | None
-  learning_rate: float | None
-  embedding_parameters: int
-  other_parameters: int
-  parameters: int
-  updates: int
-  tokens: float
-  honey_flops: float | None
-  kaplan_flops: float | None
-  actual_flops: float | None
-  validation_loss: float
-  test_loss: float | None
-  bits_per_word: float | None
-  bits_per_byte: float | None
-  evaluations: int
-  lost: int
-  finished: bool
+def compute_run_flops(curve: LossCurve, count: str) -> float | None:
+  """Returns the FLOPs of a whole run; None without this count."""
+  return float(curve.flops(count)[-1]) if count in curve.flops_per_row else None
 
 
-def make_model_row(curve: LossCurve) -> ModelRow:
-  """Returns the row of a loss curve in models.csv."""
-  honey, kaplan, actual = (
-    float(curve.flops(count)[-1]) if count in curve.flops_per_row else None
-    for count in (HONEY, KAPLAN, ACTUAL)
-  )
-  return ModelRow(
-    name=curve.name,
-    **dataclasses.asdict(curve.shape),
-    tied=curve.tied,
-    seed=curve.seed,
-    learning_rate=curve.learning_rate,
-    embedding_parameters=curve.embedding_parameters,
-    other_parameters=curve.other_parameters,
-    parameters=curve.parameters,
-    updates=curve.updates[-1],
-    tokens=float(curve.tokens[-1]),
-    honey_flops=honey,
-    kaplan_flops=kaplan,
-    actual_flops=actual,
-    validation_loss=curve.loss[-1],
-    test_loss=curve.test_loss,
-    bits_per_word=curve.bits_per_word,
-    bits_per_byte=curve.bits_per_byte,
-    evaluations=len(curve.loss),
-    lost=curve.non_finite,
-    finished=curve.finished,
-  )
-
-
+# Columns of models.csv: shape, size, FLOPs of the whole run by each count, losses in nats.
+MODEL_COLUMNS: dict[str, Callable[[LossCurve], Any]] = {
+  'name': lambda curve: curve.name,
+  'embedding': lambda curve: curve.shape.embedding,
+  'hidden': lambda curve: curve.shape.hidden,
+  'feed_forward': lambda curve: curve.shape.feed_forward,
+  'heads': lambda curve: curve.shape.heads,
+  'layers': lambda curve: curve.shape.layers,
+  'vocabulary': lambda curve: curve.shape.vocabulary,
+  'tied': lambda curve: curve.tied,
+  'seed': lambda curve: curve.seed,
+  'learning_rate': lambda curve: curve.learning_rate,
+  'embedding_parameters': lambda curve: curve.embedding_parameters,
+  'other_parameters': lambda curve: curve.other_parameters,
+  'parameters': lambda curve: curve.parameters,
+  'updates': lambda curve: curve.updates[-1],
+  'tokens': lambda curve: float(curve.tokens[-1]),
+  'honey_flops': lambda curve: compute_run_flops(curve, HONEY),
+  'kaplan_flops': lambda curve: compute_run_flops(curve, KAPLAN),
+  'actual_flops': lambda curve: compute_run_flops(curve, ACTUAL),
+  'validation_loss': lambda curve: curve.loss[-1],
+  'test_loss': lambda curve: curve.test_loss,
+  'bits_per_word': lambda curve: curve.bits_per_word,
+  'bits_per_byte': lambda curve: curve.bits_per_byte,
+  'evaluations': lambda curve: len(curve.loss),
+  'lost': lambda curve: curve.non_finite,
+  'finished': lambda curve: curve.finished,
+}
 FIT_FORMAT = TableFormat(
   2,
   (
@@ -289,7 +262,7 @@ DEPTH_FORMAT = TableFormat(
 
 
 def model_format(numbers: Mapping[str, int]) -> TableFormat:
-  """Returns the format of a table of `ModelRow`.
+  """Returns the format of a table of loss curves.
 
   Args:
     numbers: of the points in figures, by run.
@@ -297,30 +270,32 @@ def model_format(numbers: Mapping[str, int]) -> TableFormat:
   return TableFormat(
     2,
     (
-      ('#', lambda row: str(numbers[row.name])),
-      ('run', lambda row: row.name),
-      ('e', lambda row: f'{row.embedding:,}'),
-      ('h', lambda row: f'{row.hidden:,}'),
-      ('i', lambda row: f'{row.feed_forward:,}'),
-      ('a', lambda row: f'{row.heads:,}'),
-      ('l', lambda row: f'{row.layers:,}'),
-      ('V', lambda row: f'{row.vocabulary:,}'),
-      ('head', lambda row: {True: 'tied', False: 'untied', None: NONE}[row.tied]),
-      ('parameters', lambda row: f'{row.parameters:,}'),
-      ('embedding', lambda row: f'{row.embedding_parameters:,}'),
-      ('other', lambda row: f'{row.other_parameters:,}'),
+      ('#', lambda curve: str(numbers[curve.name])),
+      ('run', lambda curve: curve.name),
+      ('e', lambda curve: f'{curve.shape.embedding:,}'),
+      ('h', lambda curve: f'{curve.shape.hidden:,}'),
+      ('i', lambda curve: f'{curve.shape.feed_forward:,}'),
+      ('a', lambda curve: f'{curve.shape.heads:,}'),
+      ('l', lambda curve: f'{curve.shape.layers:,}'),
+      ('V', lambda curve: f'{curve.shape.vocabulary:,}'),
+      ('head', lambda curve: {True: 'tied', False: 'untied', None: NONE}[curve.tied]),
+      ('parameters', lambda curve: f'{curve.parameters:,}'),
+      ('embedding', lambda curve: f'{curve.embedding_parameters:,}'),
+      ('other', lambda curve: f'{curve.other_parameters:,}'),
       (
         'test; perplexity',
-        lambda row: NONE if row.test_loss is None else format_perplexity(clip_exp(row.test_loss)),
+        lambda curve: (
+          NONE if curve.test_loss is None else format_perplexity(clip_exp(curve.test_loss))
+        ),
       ),
-      ('test; loss', lambda row: format_number(row.test_loss, '.4f')),
-      ('validation; loss', lambda row: f'{row.validation_loss:.4f}'),
-      ('bits; per word', lambda row: format_number(row.bits_per_word, '.3f')),
-      ('tokens', lambda row: f'{row.tokens:.2e}'),
-      ('FLOPs,; paper', lambda row: format_number(row.honey_flops, '.3e')),
-      ('FLOPs,; Kaplan', lambda row: format_number(row.kaplan_flops, '.3e')),
-      ('FLOPs,; program', lambda row: format_number(row.actual_flops, '.3e')),
-      ('state', lambda row: 'finished' if row.finished else 'unfinished'),
+      ('test; loss', lambda curve: format_number(curve.test_loss, '.4f')),
+      ('validation; loss', lambda curve: f'{curve.loss[-1]:.4f}'),
+      ('bits; per word', lambda curve: format_number(curve.bits_per_word, '.3f')),
+      ('tokens', lambda curve: f'{curve.tokens[-1]:.2e}'),
+      ('FLOPs,; paper', lambda curve: format_number(compute_run_flops(curve, HONEY), '.3e')),
+      ('FLOPs,; Kaplan', lambda curve: format_number(compute_run_flops(curve, KAPLAN), '.3e')),
+      ('FLOPs,; program', lambda curve: format_number(compute_run_flops(curve, ACTUAL), '.3e')),
+      ('state', lambda curve: 'finished' if curve.finished else 'unfinished'),
     ),
     'Models by FLOPs; losses are in nats a masked token.',
     (

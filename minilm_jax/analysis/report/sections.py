@@ -156,10 +156,20 @@ def as_csv(kind: type, rows: Sequence[Any]) -> bytes:
   Spaces separate the values of a tuple, or `; ` if a value contains a space. An apostrophe precedes
   text that a spreadsheet would run as a formula.
   """
+  return _write_csv(_list_columns(kind), map(_list_values, rows))
+
+
+def columns_as_csv(columns: Mapping[str, Callable[[Any], Any]], rows: Iterable[Any]) -> bytes:
+  """Returns the rows as CSV with columns by heading, each a function of the row."""
+  cells = ([_format_value(value(row)) for value in columns.values()] for row in rows)
+  return _write_csv(columns, cells)
+
+
+def _write_csv(headings: Iterable[str], rows: Iterable[Iterable[Any]]) -> bytes:
   file = io.StringIO()
   writer = csv.writer(file, lineterminator='\n')
-  writer.writerow(_list_columns(kind))
-  writer.writerows(list(_list_values(row)) for row in rows)
+  writer.writerow(headings)
+  writer.writerows(rows)
   return file.getvalue().encode()
 
 
@@ -178,15 +188,13 @@ def _list_values(row: Any) -> Iterator[Any]:
     if dataclasses.is_dataclass(value):
       yield from _list_values(value)
     else:
-      yield _join_values(value) if isinstance(value, tuple) else _quote_formula(value)
+      yield _format_value(value)
 
 
-def _join_values(values: tuple[Any, ...]) -> str:
-  words = [str(_quote_formula(value)) for value in values]
-  return ('; ' if any(' ' in word for word in words) else ' ').join(words)
-
-
-def _quote_formula(value: Any) -> Any:
-  if not isinstance(value, str):
-    return value
-  return ("'" if value.startswith(('=', '+', '-', '@', '\t', '\r')) else '') + sanitize(value)
+def _format_value(value: Any) -> Any:
+  if isinstance(value, tuple):
+    words = [str(_format_value(word)) for word in value]
+    return ('; ' if any(' ' in word for word in words) else ' ').join(words)
+  if isinstance(value, str):
+    return ("'" if value.startswith(('=', '+', '-', '@', '\t', '\r')) else '') + sanitize(value)
+  return value
