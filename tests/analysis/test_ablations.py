@@ -280,17 +280,18 @@ def test_each_baseline_is_a_line_of_the_figure(runs_folder: pathlib.Path):
   comparison = read_comparison(runs_folder)
   (part,) = comparison.shapes
   rows = ablation_results.make_rows(part, ablation_results.find_levels(comparison))
-  figures = dict(
-    compare_figures.draw_comparison(part, rows, rows[0].level, comparison.ngram_losses)
-  )['curves']
-  labels = [text.get_text().strip() for text in figures.figure.legends[0].get_texts()]
+  sections = compare_figures.make_figure_sections(
+    part, rows, rows[0].level, comparison.ngram_losses, ''
+  )
+  figure = next(sections).figures['curves'].figure
+  labels = [text.get_text().strip() for text in figure.legends[0].get_texts()]
   assert labels[2:] == [
     'word frequencies, 6.10 nats',
     'left neighbour, 5.20 nats',
     'mean of both neighbours, 4.70 nats',
     'both neighbours, 4.20 nats',
   ]
-  styles = [line.get_linestyle() for line in figures.figure.axes[0].lines[2:]]
+  styles = [line.get_linestyle() for line in figure.axes[0].lines[2:]]
   assert len({str(style) for style in styles}) >= 3
 
 

@@ -4,7 +4,7 @@ The numbers come from `ablation_results` and `ablation_glue`, the figures from `
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import rich.table
 from etils import epath
@@ -23,7 +23,6 @@ from minilm_jax.analysis.ablation_results import (
 from minilm_jax.analysis.ablations import Comparison
 from minilm_jax.analysis.number_format import NONE, format_interval, format_points
 from minilm_jax.analysis.report import compare_figures, html
-from minilm_jax.analysis.report.figures import Drawing
 from minilm_jax.analysis.report.sections import (
   Answer,
   Section,
@@ -39,24 +38,6 @@ from minilm_jax.core import lock, recipe
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.files import write_bytes
 
-# Names of figures with the titles of their sections, captions and notes.
-_FIGURES = {
-  'curves': (
-    'Loss by FLOPs',
-    'Validation loss, a line a run; point at a line for its run.',
-    f'The figure has the {compare_figures.MAX_CURVES} ablations with the largest effects.',
-  ),
-  'dots': (
-    'Tokens to leave the plateau',
-    'Speed: tokens of the base over tokens of the ablation, with the 95% interval.',
-    'A hollow triangle is a bound: some run never left the plateau.',
-  ),
-  'multiplier': (
-    'Compute multiplier by loss',
-    'FLOPs of the base to a loss over FLOPs of the ablation to the same loss.',
-    'Bands are 95% intervals over seeds.',
-  ),
-}
 _GLUE_NOTES = (
   'Cells: score of the ablation against the base, n pairs, difference with its 95% interval.',
   'Pairs are seeds of pre-training if several are scored. Otherwise they are seeds of fine-tuning (f), '
@@ -119,8 +100,8 @@ def compare(
   for part in comparison.shapes:
     rows, shape = tables[part.shape], part.shape if len(tables) > 1 else ''
     answers += answer_questions(rows, shape)
-    drawings = compare_figures.draw_comparison(part, rows, levels[''], lines)
-    sections += make_sections(shape, rows, glue[part.shape], drawings)
+    sections += compare_figures.make_figure_sections(part, rows, levels[''], lines, shape)
+    sections += make_table_sections(shape, rows, glue[part.shape])
   sections += list_other_runs(comparison)
   contents |= encode_figures(sections)
   page = html.render('Ablations of a base recipe', answers, sections, preregistration)
@@ -200,23 +181,11 @@ def _group_digits(tokens: str) -> str:
   return f'{words} {int(number):,}'.strip()
 
 
-def make_sections(
-  shape: str,
-  rows: Sequence[AblationRow],
-  glue: Sequence[GlueRow],
-  drawings: Iterable[tuple[str, Drawing]],
+def make_table_sections(
+  shape: str, rows: Sequence[AblationRow], glue: Sequence[GlueRow] = ()
 ) -> Iterator[Section]:
-  """Yields the figures and tables of one shape.
-
-  Args:
-    shape: name of the shape in titles and names of files; '' with a single shape.
-    drawings: figures with their names, of `compare_figures.draw_comparison`.
-  """
+  """Yields the tables of one shape, whose name is '' with a single shape."""
   scope = f', {shape}' if shape else ''
-  for name, drawing in drawings:
-    title, caption, note = _FIGURES[name]
-    figure = {f'{name}-{shape}' if shape else name: drawing}
-    yield Section(f'{title}{scope}', figures=figure, caption=caption, notes=[note])
   yield Section(f'Ablations{scope}', table=ABLATION_FORMAT.fill(rows))
   if glue:
     yield Section(f'GLUE{scope}', table=make_glue_table(glue))
@@ -260,7 +229,7 @@ def list_terminal_parts(comparison: Comparison, tables: Tables) -> list[rich.tab
   """Returns the table and the answers of each shape, then the other runs, for a terminal."""
   parts: list[rich.table.Table | str] = []
   for shape, rows in tables.items():
-    for section in make_sections(shape, rows, (), ()):
+    for section in make_table_sections(shape, rows):
       parts += to_terminal(section)
     parts += [*map(str, answer_questions(rows, shape if len(tables) > 1 else '')), '']
   return parts + [part for section in list_other_runs(comparison) for part in to_terminal(section)]

@@ -26,30 +26,52 @@ from minilm_jax.analysis.report.figures import (
   line_styles,
 )
 from minilm_jax.analysis.report.scaling_figures import set_log_axes, set_log_ticks
+from minilm_jax.analysis.report.sections import Section
 
-MAX_CURVES = 12  # ablations in one figure; the table has all
+_MAX_CURVES = 12  # ablations in one figure; the table has all
 _NUM_LOSSES = 32  # losses at which multipliers are measured
 _LEVEL_DASHES = (':', '-.', '--', (0, (8, 2)), (0, (1, 4)))
 
 
-def draw_comparison(
-  part: AblationAtSize, rows: Sequence[AblationRow], level: float | None, lines: Mapping[str, float]
-) -> Iterator[tuple[str, Drawing]]:
-  """Yields the figures that have content, with the names of their files.
+def make_figure_sections(
+  part: AblationAtSize,
+  rows: Sequence[AblationRow],
+  level: float | None,
+  lines: Mapping[str, float],
+  shape: str,
+) -> Iterator[Section]:
+  """Yields the figures that have content.
 
   Args:
     rows: of `ablation_results.make_rows`, the base first.
+    shape: name of the shape in titles and names of files; '' with a single shape.
   """
+  scope, suffix = (f', {shape}', f'-{shape}') if shape else ('', '')
   ablations = select_ablations(part, rows)
   if level is not None and not any(math.isclose(level, n, rel_tol=1e-3) for n in lines.values()):
     lines = {'plateau': level, **lines}
-  yield 'curves', draw_curves(part.base, ablations, lines)
+  yield Section(
+    f'Loss by FLOPs{scope}',
+    figures={f'curves{suffix}': draw_curves(part.base, ablations, lines)},
+    caption='Validation loss, a line a run; point at a line for its run.',
+    notes=[f'The figure has the {_MAX_CURVES} ablations with the largest effects.'],
+  )
   timed = [row for row in rows[1:] if math.isfinite(row.speed.value)]
   if timed:
-    yield 'dots', draw_speeds(timed)
+    yield Section(
+      f'Tokens to leave the plateau{scope}',
+      figures={f'dots{suffix}': draw_speeds(timed)},
+      caption='Speed: tokens of the base over tokens of the ablation, with the 95% interval.',
+      notes=['A hollow triangle is a bound: some run never left the plateau.'],
+    )
   multipliers = {ablation.name: _measure_multipliers(part.base, ablation) for ablation in ablations}
   if any(multipliers.values()):
-    yield 'multiplier', draw_multipliers(multipliers)
+    yield Section(
+      f'Compute multiplier by loss{scope}',
+      figures={f'multiplier{suffix}': draw_multipliers(multipliers)},
+      caption='FLOPs of the base to a loss over FLOPs of the ablation to the same loss.',
+      notes=['Bands are 95% intervals over seeds.'],
+    )
 
 
 def select_ablations(part: AblationAtSize, rows: Sequence[AblationRow]) -> list[Ablation]:
@@ -61,7 +83,7 @@ def select_ablations(part: AblationAtSize, rows: Sequence[AblationRow]) -> list[
   }
   comparable = [ablation for ablation in part.changes if ablation.name in effects]
   comparable.sort(key=lambda ablation: (-effects[ablation.name], ablation.name))
-  return comparable[:MAX_CURVES]
+  return comparable[:_MAX_CURVES]
 
 
 @mpl.rc_context(STYLE)

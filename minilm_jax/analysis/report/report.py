@@ -19,7 +19,7 @@ from minilm_jax.analysis.report import (
   sections,
   tables,
 )
-from minilm_jax.analysis.report.figures import Drawing
+from minilm_jax.analysis.report.sections import Section
 from minilm_jax.analysis.scores import ScoreRow, make_score_table, select_main
 from minilm_jax.core import lock
 from minilm_jax.core.errors import InputError
@@ -166,7 +166,6 @@ def _report_runs(
     draws,
     unfinished,
   )
-  drawings = dict(_draw_figures(run_paths, score_rows, confusion))
   answers = [
     *paper2_sections.answer_questions(paper2),
     *scaling_report.answer_questions(scaling),
@@ -176,7 +175,8 @@ def _report_runs(
   page_sections = [
     *paper2_sections.make_sections(paper2),
     *scaling_report.make_sections(scaling),
-    *tables.make_score_sections(score_rows, latest_averages, run_rows, drawings),
+    *_make_figure_sections(run_paths, score_rows, confusion),
+    *tables.make_score_sections(score_rows, latest_averages, run_rows),
   ]
   title = f'Report on {len(run_rows)} {"run" if len(run_rows) == 1 else "runs"}'
   return {
@@ -205,28 +205,59 @@ def _report_table(path: epath.PathLike, draws: int, unfinished: bool) -> dict[st
   return contents
 
 
-def _draw_figures(
+def _make_figure_sections(
   run_paths: Mapping[str, epath.Path], rows: Sequence[ScoreRow], confusion: bool
-) -> Iterator[tuple[str, Drawing]]:
-  """Yields the figures that have content, with the names of their files."""
+) -> Iterator[Section]:
+  """Yields the figures of scores, fine-tuning and losses that have content."""
   headlines = [row for row in select_main(rows) if row.headline]
   if headlines:
-    yield 'scores', figures.draw_dots(_make_dot_rows(headlines), 'score × 100')
+    yield Section(
+      'Scores by task',
+      figures={'scores': figures.draw_dots(_make_dot_rows(headlines), 'score × 100')},
+      caption='Headline scores times 100 with the 95% interval over seeds.',
+    )
   score_panels, loss_panels = finetune_figures.read_learning_curves(run_paths, rows)
+  if score_panels:
+    yield Section(
+      'Fine-tuning',
+      figures={'learning': figures.draw_panels(score_panels, 'epoch', 'score × 100')},
+      caption='Scores times 100 by epoch: mean over seeds with its 95% interval.',
+      notes=[
+        'Scores by epoch are those on the held-out part of the training examples or, without one, '
+        'on the reported split.'
+      ],
+    )
+  if loss_panels:
+    yield Section(
+      'Fine-tuning loss',
+      figures={'training': figures.draw_panels(loss_panels, 'epoch', 'training loss')},
+      caption='Training loss of the same runs by epoch.',
+    )
   trajectories = finetune_figures.make_trajectories(rows)
-  for name, panels, x_label, y_label in (
-    ('learning', score_panels, 'epoch', 'score × 100'),
-    ('training', loss_panels, 'epoch', 'training loss'),
-    ('trajectory', trajectories, 'step of the checkpoint', 'score × 100'),
-  ):
-    if panels:
-      yield name, figures.draw_panels(panels, x_label, y_label)
+  if trajectories:
+    drawing = figures.draw_panels(trajectories, 'step of the checkpoint', 'score × 100')
+    yield Section(
+      'Scores during pre-training',
+      figures={'trajectory': drawing},
+      caption='Headline scores times 100 by the step of the checkpoint; dotted: majority class.',
+    )
   if confusion:
-    for number, matrices in enumerate(finetune_figures.read_confusions(run_paths, rows), 1):
-      yield f'confusion-{number}', figures.draw_confusion(matrices)
+    matrices = finetune_figures.read_confusions(run_paths, rows)
+    yield Section(
+      'Confusion matrices',
+      figures={
+        f'confusion-{number}': figures.draw_confusion(matrix)
+        for number, matrix in enumerate(matrices, 1)
+      },
+      caption='Examples by true and predicted class, summed over seeds.',
+    )
   curves = [curve for name, path in run_paths.items() for curve in runs.read_losses(name, path)]
   if curves:
-    yield 'loss', figures.draw_losses(curves)
+    yield Section(
+      'Pre-training loss',
+      figures={'loss': figures.draw_losses(curves)},
+      caption='Loss of masked tokens by tokens seen, a line a run.',
+    )
 
 
 def _make_dot_rows(rows: Sequence[ScoreRow]) -> list[figures.DotRow]:

@@ -27,7 +27,6 @@ from minilm_jax.analysis.laws.power_laws import PIECES, POWER, Fit
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
 from minilm_jax.analysis.number_format import format_interval
 from minilm_jax.analysis.report import scaling_figures, scaling_tables
-from minilm_jax.analysis.report.figures import Drawing
 from minilm_jax.analysis.report.scaling_figures import GAIN, SCORE
 from minilm_jax.analysis.report.scaling_tables import (
   MODEL_COLUMNS,
@@ -56,32 +55,6 @@ from minilm_jax.core.errors import InputError, to_json_types
 MIN_MODELS = 2  # of a scaling study
 _MAX_DRAWS = 1_000_000
 _MAX_PANELS = 12  # of a figure; the tables have all tasks
-# Names of the files of figures with the titles of their sections, captions and notes.
-_FIGURES = {
-  'compute': (
-    'Loss by compute',
-    'Runs, frontier and fitted laws. Point at a curve or dot for its run.',
-    (
-      'Faint curves are runs, coloured by depth. The frontier is the lowest loss in each bin of '
-      'compute, as in paper 1 (2305.17266). The band is the 95% interval of the break.',
-    ),
-  ),
-  'plane': (
-    'Perplexity by cost',
-    'Models by FLOPs of the whole run; numbers are those of the table of models.',
-    ('A hollow model is dominated: another costs no more and is no worse.',),
-  ),
-  'against': (
-    'Scores by perplexity',
-    'Headline scores times 100; ρ is Spearman’s over means of seeds.',
-    (),
-  ),
-  'gain': (
-    'Gain of pre-training by size',
-    'Scores pre-trained minus from scratch, with the 95% interval over seeds.',
-    (),
-  ),
-}
 _BREAK_VERDICTS = {
   scaling_study.NO_BREAK: 'no break',
   scaling_study.UNKNOWN: 'undecided',
@@ -323,9 +296,7 @@ def make_sections(results: ScalingReport) -> Iterator[Section]:
   left_out = list(results.left_out)
   if results.study is not None:
     left_out += results.study.left_out
-    for name, drawing in _draw_figures(results, results.study):
-      title, caption, notes = _FIGURES[name]
-      yield Section(title, figures={name: drawing}, caption=caption, notes=notes)
+    yield from _make_figure_sections(results, results.study)
     for title, form, rows in _list_tables(results, results.study):
       if rows:
         yield Section(title, table=form.fill(rows).without_empty_columns())
@@ -376,26 +347,57 @@ def make_files(results: ScalingReport) -> dict[str, bytes]:
   return contents
 
 
-def _draw_figures(results: ScalingReport, study: ScalingStudy) -> Iterator[tuple[str, Drawing]]:
-  """Yields the figures that have content, with their names in `_FIGURES`."""
-  laws = _select_drawn_laws(study)
-  yield 'compute', scaling_figures.draw_compute(results.curves, study.frontier, laws)
+def _make_figure_sections(results: ScalingReport, study: ScalingStudy) -> Iterator[Section]:
+  """Yields the figures that have content."""
+  compute = scaling_figures.draw_compute(results.curves, study.frontier, _select_drawn_laws(study))
+  yield Section(
+    'Loss by compute',
+    figures={'compute': compute},
+    caption='Runs, frontier and fitted laws. Point at a curve or dot for its run.',
+    notes=[
+      'Faint curves are runs, coloured by depth. The frontier is the lowest loss in each bin of '
+      'compute, as in paper 1 (2305.17266). The band is the 95% interval of the break.',
+    ],
+  )
   if results.options:
-    yield 'plane', scaling_figures.draw_plane(results.options, results.numbers)
-  notes = {
+    yield Section(
+      'Perplexity by cost',
+      figures={'plane': scaling_figures.draw_plane(results.options, results.numbers)},
+      caption='Models by FLOPs of the whole run; numbers are those of the table of models.',
+      notes=['A hollow model is dominated: another costs no more and is no worse.'],
+    )
+  coefficients = {
     entry.series: f'ρ {entry.spearman.value:+.2f}'
     for entry in results.correlations
     if entry.measure == LOSS and not entry.from_scratch and math.isfinite(entry.spearman.value)
   }
-  for name, kind, notes_of_kind in (('against', SCORE, notes), ('gain', GAIN, {})):
-    series = {
-      task: models
-      for task, models in results.models.items()
-      if sum(math.isfinite(getattr(model, kind)) for model in models) > 1
-    }
-    if series:
-      first = dict(itertools.islice(series.items(), _MAX_PANELS))
-      yield name, scaling_figures.draw_models(kind, first, results.numbers, notes_of_kind)
+  scored = _select_series(results.models, SCORE)
+  if scored:
+    drawing = scaling_figures.draw_models(SCORE, scored, results.numbers, coefficients)
+    yield Section(
+      'Scores by perplexity',
+      figures={'against': drawing},
+      caption='Headline scores times 100; ρ is Spearman’s over means of seeds.',
+    )
+  compared = _select_series(results.models, GAIN)
+  if compared:
+    yield Section(
+      'Gain of pre-training by size',
+      figures={'gain': scaling_figures.draw_models(GAIN, compared, results.numbers, {})},
+      caption='Scores pre-trained minus from scratch, with the 95% interval over seeds.',
+    )
+
+
+def _select_series(
+  models: Mapping[str, Sequence[ScoredModel]], kind: str
+) -> dict[str, Sequence[ScoredModel]]:
+  """Returns the first series with two or more models of finite SCORE or GAIN."""
+  series = {
+    task: scored
+    for task, scored in models.items()
+    if sum(math.isfinite(getattr(model, kind)) for model in scored) > 1
+  }
+  return dict(itertools.islice(series.items(), _MAX_PANELS))
 
 
 def _select_drawn_laws(study: ScalingStudy) -> list[Fit]:

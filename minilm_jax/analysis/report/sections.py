@@ -87,14 +87,14 @@ class TableFormat:
   caption: str = ''
   notes: Sequence[str] = ()
 
-  def fill(self, rows: Iterable[Any]) -> Table:
-    """Returns the table of these rows."""
+  def fill(self, rows: Iterable[Any], notes: Sequence[str] = ()) -> Table:
+    """Returns the table of these rows, with further notes."""
     return Table(
       [heading for heading, _ in self.columns],
       self.words,
       [[cell(row) for _, cell in self.columns] for row in rows],
       self.caption,
-      self.notes,
+      [*self.notes, *notes],
     )
 
 

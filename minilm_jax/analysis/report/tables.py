@@ -3,10 +3,8 @@
 Pages show scores times 100. A cell breaks at '; ' and before an interval (`sections.split_cell`).
 """
 
-import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from minilm_jax.analysis.number_format import (
   NONE,
@@ -35,25 +33,6 @@ from minilm_jax.tasks.metrics import smallest_detectable_effect
 _NO_VARIANCE = 1e-9  # width of an interval of equal numbers, with rounding
 MAX_SCORE_ANSWERS = 9  # above, one answer summarizes all tasks and checkpoints
 _HIGHER, _LOWER, _OPEN = 'yes', 'no, lower', 'undecided'
-# Figures: the beginning of their names, the title of their section, their caption.
-_FIGURES = (
-  ('scores', 'Scores by task', 'Headline scores times 100 with the 95% interval over seeds.'),
-  ('learning', 'Fine-tuning', 'Scores times 100 by epoch: mean over seeds with its 95% interval.'),
-  ('training', 'Fine-tuning loss', 'Training loss of the same runs by epoch.'),
-  (
-    'trajectory',
-    'Scores during pre-training',
-    'Headline scores times 100 by the step of the checkpoint; dotted: majority class.',
-  ),
-  ('confusion', 'Confusion matrices', 'Examples by true and predicted class, summed over seeds.'),
-  ('loss', 'Pre-training loss', 'Loss of masked tokens by tokens seen, a line a run.'),
-)
-_LEARNING_NOTE = (
-  'Scores by epoch are those on the held-out part of the training examples or, without one, on the '
-  'reported split.'
-)
-
-
 ORIGIN_NOTE = (
   'Updates, tokens, FLOPs and time of a continued run exclude those of the checkpoint that gave its '
   'first weights.'
@@ -178,29 +157,18 @@ def make_score_sections(
   scores: Sequence[ScoreRow],
   averages: Sequence[Average],
   runs: Sequence[RunRow],
-  drawings: Mapping[str, Any],
 ) -> Iterator[Section]:
-  """Yields the sections of scores, fine-tuning and runs that have content.
-
-  Args:
-    drawings: each `figures.Drawing` by the name of its files, which begins as in `_FIGURES`.
-  """
+  """Yields the tables of scores and runs that have content."""
   rows, phenomena = select_main(scores), select_main(scores, phenomena=True)
   if rows:
-    table = SCORE_FORMAT.fill(rows)
-    notes = [*table.notes, *filter(None, [describe_protocol(scores)])]
-    yield Section('Scores', table=dataclasses.replace(table, notes=notes))
-  for prefix, title, caption in _FIGURES:
-    figures = {name: drawing for name, drawing in drawings.items() if name.startswith(prefix)}
-    if figures:
-      notes = [_LEARNING_NOTE] if prefix == 'learning' else []
-      yield Section(title, figures=figures, caption=caption, notes=notes)
+    notes = [*filter(None, [describe_protocol(scores)])]
+    yield Section('Scores', table=SCORE_FORMAT.fill(rows, notes))
   if averages:
     yield Section('Averages', table=AVERAGE_FORMAT.fill(averages))
   if phenomena:
     yield Section('Phenomena', table=PHENOMENON_FORMAT.fill(phenomena))
   notes = [ORIGIN_NOTE] if any(row.origin for row in runs) else []
-  yield Section('Runs', table=dataclasses.replace(RUN_FORMAT.fill(runs), notes=notes))
+  yield Section('Runs', table=RUN_FORMAT.fill(runs, notes))
 
 
 def describe_protocol(scores: Sequence[ScoreRow]) -> str:
