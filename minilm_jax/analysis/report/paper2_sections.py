@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
 from etils import epath
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -179,7 +180,8 @@ def make_sections(study: Paper2Study) -> Iterator[Section]:
       caption='Score and likelihood by committee size: mean and middle 95% over subsets.',
     )
     yield Section(f'{title}: sizes', table=COMMITTEE_FORMAT.fill(group_by_metric(rows)))
-  yield from make_match_sections(results.matched)
+  if results.matched:
+    yield Section('Committee at equal cost', table=MATCH_FORMAT.fill(results.matched))
   for name in dict.fromkeys(row.run for row in study.latencies):
     rows = [row for row in study.latencies if row.run == name]
     yield Section(
@@ -187,12 +189,6 @@ def make_sections(study: Paper2Study) -> Iterator[Section]:
       f'{rows[0].calls} answers each on {rows[0].machine}.',
       table=LATENCY_FORMAT.fill(rows),
     )
-
-
-def make_match_sections(matches: Sequence[Match]) -> Iterator[Section]:
-  """Yields the committee at equal cost; nothing without a committee and a rival."""
-  if matches:
-    yield Section('Committee at equal cost', table=MATCH_FORMAT.fill(matches))
 
 
 def _make_gap_sections(study: GapStudy) -> Iterator[Section]:
@@ -236,20 +232,11 @@ def draw_committee(rows: Sequence[CommitteeRow]) -> Drawing:
         (row for row in rows if (row.combined, row.metric) == (combined, metric)),
         key=lambda row: row.size,
       )
-      sizes, mean = [row.size for row in scores], [scale * row.mean for row in scores]
+      sizes = [row.size for row in scores]
+      mean, low, high = scale * np.array([(row.mean, row.low, row.high) for row in scores]).T
       if combined != MEMBERS:
-        low, high = (
-          [row.mean if math.isnan(getattr(row, end)) else getattr(row, end) for row in scores]
-          for end in ('low', 'high')
-        )
-        axes.fill_between(
-          sizes,
-          [scale * end for end in low],
-          [scale * end for end in high],
-          color=color,
-          alpha=0.15,
-          linewidth=0,
-        )
+        low, high = (np.where(np.isnan(end), mean, end) for end in (low, high))
+        axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0)
       (handles[name],) = axes.plot(sizes, mean, dash, color=color, marker='o', markersize=3)
     axes.set_title(f'{metric} × 100' if scale == 100 else f'{metric} (nats)')
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))

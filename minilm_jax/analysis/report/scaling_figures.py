@@ -195,19 +195,15 @@ def draw_models(
           axes.plot([x] * 2, interval, '-', color=COLORS[0], alpha=0.6)
       axes.plot([x], [y], 'o', color=COLORS[0], gid=gid, **_MARKER)
       points[numbers[model.name]] = (x, y)
-    _set_log_panel(axes, f'{name}\n{notes[name]}' if name in notes else name)
+    axes.set_xscale('log')
+    axes.margins(0.12)
+    set_log_ticks(axes.xaxis, 4)
+    axes.set_title(_wrap_title(f'{name}\n{notes[name]}' if name in notes else name))
     _number_points(axes, points)
     return tooltips
 
   labels = {SCORE: ('perplexity', 'score × 100'), GAIN: ('parameters', 'gain × 100')}
   return arrange_panels(names, draw, {}, *labels[kind])
-
-
-def _set_log_panel(axes: Axes, title: str) -> None:
-  axes.set_xscale('log')
-  axes.margins(0.12)
-  set_log_ticks(axes.xaxis, 4)
-  axes.set_title(_wrap_title(title))
 
 
 def _wrap_title(title: str) -> str:
