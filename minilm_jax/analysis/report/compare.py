@@ -87,25 +87,26 @@ def compare(
   comparison = ablations.read_comparison(bases, folders)
   levels = ablation_results.find_levels(comparison, level)
   scores = select_main(make_score_table(runs.read_scores(comparison.run_paths)))
-  glue = {part.shape: ablation_glue.find_glue_rows(part, scores) for part in comparison.shapes}
-  tables = {
-    part.shape: ablation_results.make_rows(part, levels, glue[part.shape])
-    for part in comparison.shapes
-  }
   lines = {**comparison.ngram_losses, **(lines or {})}
-  contents = {'changes.csv': as_csv(AblationRow, [row for rows in tables.values() for row in rows])}
-  if any(glue.values()):
-    contents['glue.csv'] = as_csv(GlueRow, [row for rows in glue.values() for row in rows])
-  answers, sections = [], []
+  tables, all_glue, answers, sections = {}, [], [], []
   for part in comparison.shapes:
-    rows, shape = tables[part.shape], part.shape if len(tables) > 1 else ''
+    glue = ablation_glue.find_glue_rows(part, scores)
+    rows = ablation_results.make_rows(part, levels, glue)
+    shape = part.shape if len(comparison.shapes) > 1 else ''
     answers += answer_questions(rows, shape)
     sections += compare_figures.make_figure_sections(part, rows, levels[''], lines, shape)
-    sections += make_table_sections(shape, rows, glue[part.shape])
+    sections += make_table_sections(shape, rows, glue)
+    tables[part.shape] = rows
+    all_glue += glue
   sections += list_other_runs(comparison)
-  contents |= encode_figures(sections)
+  all_rows = [row for rows in tables.values() for row in rows]
   page = html.render('Ablations of a base recipe', answers, sections, preregistration)
-  contents['compare.html'] = page.encode()
+  contents = {
+    'changes.csv': as_csv(AblationRow, all_rows),
+    **({'glue.csv': as_csv(GlueRow, all_glue)} if all_glue else {}),
+    **encode_figures(sections),
+    'compare.html': page.encode(),
+  }
   workdir = epath.Path(workdir)
   with lock.hold_lock(workdir):
     for name, content in contents.items():

@@ -233,7 +233,8 @@ def draw_committee(rows: Sequence[CommitteeRow]) -> Drawing:
         key=lambda row: row.size,
       )
       sizes = [row.size for row in scores]
-      mean, low, high = scale * np.array([(row.mean, row.low, row.high) for row in scores]).T
+      ends = np.array([(row.mean, row.low, row.high) for row in scores]).reshape(-1, 3)
+      mean, low, high = scale * ends.T
       if combined != MEMBERS:
         low, high = (np.where(np.isnan(end), mean, end) for end in (low, high))
         axes.fill_between(sizes, low, high, color=color, alpha=0.15, linewidth=0)
