@@ -23,7 +23,7 @@ same holds for E if its interval begins at 0.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from scipy import stats
@@ -57,15 +57,13 @@ def fit_two_piece(compute: Array, loss: Array, name: str = 'two pieces') -> Fit:
 
 def fit_joined(compute: Array, loss: Array, name: str = 'two pieces, joined') -> Fit:
   """Fits two power laws that meet at C0, by least squares in log L."""
-  compute, loss = power_laws.check_points(
-    'two power laws that meet', 2 * MIN_POINTS_A_SIDE, compute, loss
-  )
-  x, y = np.log(compute), np.log(loss)
-  a1, b1, b2, corner, _ = _fit_hinge(x, y, (0.0,))
+  law = 'two power laws that meet'
+  compute, loss = power_laws.check_points(law, 2 * MIN_POINTS_A_SIDE, compute, loss)
+  a1, b1, b2, corner, _ = _fit_hinge(np.log(compute), np.log(loss), np.zeros(1))
   constants = {
-    'a1': power_laws.exponentiate('two power laws that meet', a1),
+    'a1': power_laws.exponentiate(law, a1),
     'b1': b1,
-    'a2': power_laws.exponentiate('two power laws that meet', a1 + (b2 - b1) * corner),
+    'a2': power_laws.exponentiate(law, a1 + (b2 - b1) * corner),
     'b2': b2,
     'C0': math.exp(corner),
   }
@@ -81,12 +79,10 @@ def fit_smooth_break(compute: Array, loss: Array, name: str = 'smooth break') ->
   The exponent changes from b1 to b2 around C0. The width s is in units of log C: three quarters of
   the change lie between C0 e^(-2s) and C0 e^(2s). The search covers widths from 0.02 to 2.
   """
-  compute, loss = power_laws.check_points(
-    'a smooth break', 2 * MIN_POINTS_A_SIDE + 1, compute, loss
-  )
-  x, y = np.log(compute), np.log(loss)
-  a, b1, b2, corner, width = _fit_hinge(x, y, _WIDTHS)
-  prefactor = power_laws.exponentiate('a smooth break', a)
+  law = 'a smooth break'
+  compute, loss = power_laws.check_points(law, 2 * MIN_POINTS_A_SIDE + 1, compute, loss)
+  a, b1, b2, corner, width = _fit_hinge(np.log(compute), np.log(loss), _WIDTHS)
+  prefactor = power_laws.exponentiate(law, a)
   constants = {'a': prefactor, 'b1': b1, 'b2': b2, 'C0': math.exp(corner), 's': width}
   return power_laws.make_fit(name, power_laws.SMOOTH, power_laws.LOGS, constants, (compute, loss))
 
@@ -162,10 +158,10 @@ def find_inner_range(x: np.ndarray) -> tuple[float, float]:
 
 
 def _fit_hinge(
-  x: np.ndarray, y: np.ndarray, widths: Sequence[float] | np.ndarray
+  x: np.ndarray, y: np.ndarray, widths: np.ndarray
 ) -> tuple[float, float, float, float, float]:
   """Returns log a, b1, b2, log C0 and the width of least squares, on successively finer grids."""
-  (low, high), widths, centre = find_inner_range(x), np.asarray(widths, float), float(x.mean())
+  (low, high), centre = find_inner_range(x), float(x.mean())
   corners, step = np.linspace(low, high, 40), (high - low) / 39
   for _ in range(4):
     grid = [axis.ravel() for axis in np.meshgrid(corners, widths)]
