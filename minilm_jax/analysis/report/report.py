@@ -15,7 +15,6 @@ from minilm_jax.analysis.report import (
   html,
   paper2_sections,
   scaling_report,
-  scaling_tables,
   sections,
   tables,
 )
@@ -195,8 +194,7 @@ def _report_table(path: epath.PathLike, draws: int, unfinished: bool) -> dict[st
   curves = logged_table.read_csv(path)
   scaling = scaling_report.study_models(curves, [], [], [], {}, draws, unfinished)
   contents = scaling_report.make_files(scaling)
-  no_models = sections.columns_as_csv(scaling_tables.MODEL_COLUMNS, [])
-  contents['runs.csv'] = contents.pop('models.csv', no_models)
+  contents['runs.csv'] = contents.pop('models.csv', scaling_report.encode_models([]))
   title = f'Report on {len(curves)} logged {"model" if len(curves) == 1 else "models"}'
   answers = list(scaling_report.answer_questions(scaling))
   page_sections = list(scaling_report.make_sections(scaling))

@@ -337,7 +337,7 @@ def make_files(results: ScalingReport) -> dict[str, bytes]:
     'cost.csv': as_csv(Step, results.steps),
     'correlation.csv': as_csv(Correlation, results.correlations),
     'depth.csv': as_csv(Depth, results.depths),
-    'models.csv': columns_as_csv(MODEL_COLUMNS, results.curves),
+    'models.csv': encode_models(results.curves),
     'fits.json': (json.dumps(fits, indent=2) + '\n').encode(),
   }
   if results.training_correlations:
@@ -345,6 +345,11 @@ def make_files(results: ScalingReport) -> dict[str, bytes]:
       TrainingCorrelation, results.training_correlations
     )
   return contents
+
+
+def encode_models(curves: Sequence[LossCurve]) -> bytes:
+  """Returns models.csv."""
+  return columns_as_csv(MODEL_COLUMNS, curves)
 
 
 def _make_figure_sections(results: ScalingReport, study: ScalingStudy) -> Iterator[Section]:
