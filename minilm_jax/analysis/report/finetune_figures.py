@@ -223,34 +223,32 @@ def read_learning_curves(
 
 def make_trajectories(rows: Iterable[ScoreRow]) -> list[Panel]:
   """Returns panels of headline scores times 100 by checkpoint step, of tasks with several steps."""
-  cells = runs.group_by(
+  by_cell = runs.group_by(
     (row for row in rows if row.headline and row.shown and row.step is not None),
     lambda row: (
       *(row.task, row.filtered, row.checkpoint),
       *(row.split, row.train_examples, row.held_out, row.protocol),
     ),
   )
-  cells = {
-    key: cell_rows for key, cell_rows in cells.items() if len({row.step for row in cell_rows}) > 1
-  }
-  has_several = len({checkpoint for _, _, checkpoint, *_ in cells}) > 1
+  cells = [cell for cell in by_cell.values() if len({row.step for row in cell}) > 1]
+  has_several = len({cell[0].checkpoint for cell in cells}) > 1
   differences = describe_differences(
-    [cell_rows[0] for cell_rows in cells.values()],
+    [cell[0] for cell in cells],
     lambda row: row.task_name,
     ('split', 'train_examples', 'protocol'),
   )
   panels = []
-  for cell_rows, difference in zip(cells.values(), differences, strict=True):
+  for cell, difference in zip(cells, differences, strict=True):
     # A step has several rows if no held-out part selected a learning rate.
-    has_rates = len(cell_rows) > len({row.step for row in cell_rows})
+    has_rates = len(cell) > len({row.step for row in cell})
     points: dict[str, list[tuple[float, Group]]] = {}
-    for row in cell_rows:
+    for row in cell:
       for arm, group in ((True, row.pretrained), (False, row.scratch)):
         if group.n and row.step is not None:
           name = _format_arm(arm, group.learning_rate, has_rates)
           points.setdefault(name, []).append((float(row.step), group))
     bands = tuple(_make_band(name, steps, 100) for name, steps in points.items())
-    first = cell_rows[0]
+    first = cell[0]
     title = _format_title([first.task_name, difference], first.checkpoint if has_several else '')
     panels.append(Panel(title, bands, 100 * first.majority))
   return panels
@@ -280,10 +278,8 @@ def _read_log(run_paths: Mapping[str, epath.Path], name: str) -> Iterator[tuple[
   starts = {
     line['member']: (names[line['checkpoint']], line['checkpoint_step']) for line in score_lines
   }
-  last_steps: dict[str, int] = {}
-  for checkpoint, step in starts.values():
-    if step is not None:
-      last_steps[checkpoint] = max(step, last_steps.get(checkpoint, step))
+  # In ascending order, the last step of a checkpoint remains.
+  last_steps = dict(sorted(start for start in starts.values() if start[1] is not None))
   for line in run_dir.read_lines(path / run_dir.METRICS):
     missing = [field for field in _LOG_FIELDS if field not in line]
     if missing:
