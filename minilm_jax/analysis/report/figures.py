@@ -310,7 +310,7 @@ def draw_confusion(confusion: Confusion) -> Drawing:
   arms, classes = confusion.arms, confusion.classes
   ticks = range(len(classes))
 
-  @mpl.rc_context(STYLE | {'axes.grid': False})
+  @mpl.rc_context(STYLE)
   def draw(names: Sequence[str]) -> Drawing:
     side = max(2.4, 0.5 * len(classes))
     figure = Figure(figsize=(1.6 + side * max(1, len(names)), 1.8 + side))
@@ -340,6 +340,7 @@ def _draw_matrix(axes: Axes, counts: Float[np.ndarray, 'C C']) -> None:
     vmax=1.5,  # keeps the number readable in the darkest cell
     cmap=LinearSegmentedColormap.from_list('share', [(*to_rgb(COLORS[0]), 0), COLORS[0]]),
   )
+  axes.grid(False)
   axes.set_aspect('equal')
   axes.invert_yaxis()
   if size <= _MAX_NUMBERED_CLASSES:
