@@ -150,26 +150,23 @@ def _answer_base(base: AblationRow, scope: str) -> Answer:
 
 def _answer_change(row: AblationRow, scope: str, has_plateau: bool) -> Answer:
   """Returns the verdict on the plateau or, without a plateau, on FLOPs to a loss."""
-  notes = [*_describe_multiplier(row), *([f'{row.change}: {row.note}.'] if row.note else ())]
-  multiplier = f'compute multiplier {row.multiplier}' if str(row.multiplier) else ''
+  notes, ratio = [], row.multiplier
+  if math.isfinite(ratio.value):
+    pairing = 'paired by seed' if ratio.paired else 'not paired'
+    interval = 'no interval' if math.isnan(ratio.low) else '95% interval'
+    loss = f'loss of {row.loss:.3f} nats'
+    notes.append(f'{row.change}: {loss}, n = {ratio.seeds}, {pairing}, {interval}.')
+  if row.note:
+    notes.append(f'{row.change}: {row.note}.')
+  multiplier = f'compute multiplier {ratio}' if str(ratio) else ''
   if has_plateau:
     verdict = row.verdict or 'no verdict (several fields)'
     speed = f'speed {row.speed}' if str(row.speed) else ''
     number = '; '.join(filter(None, (speed, multiplier))) or 'not measured'
     return Answer(f'Does {row.change} shorten the plateau{scope}?', verdict, number, notes)
-  low, high = row.multiplier.low, row.multiplier.high
-  verdict = 'yes' if low > 1 else 'no, more' if high < 1 else 'undecided'
+  verdict = 'yes' if ratio.low > 1 else 'no, more' if ratio.high < 1 else 'undecided'
   question = f'Does {row.change} need fewer FLOPs than the base{scope}?'
   return Answer(question, verdict, multiplier or 'not measured', notes)
-
-
-def _describe_multiplier(row: AblationRow) -> list[str]:
-  if not math.isfinite(row.multiplier.value):
-    return []
-  ratio = row.multiplier
-  pairing = 'paired by seed' if ratio.paired else 'not paired'
-  interval = '95% interval' if not math.isnan(ratio.low) else 'no interval'
-  return [f'{row.change}: loss of {row.loss:.3f} nats, n = {ratio.seeds}, {pairing}, {interval}.']
 
 
 def _group_digits(tokens: str) -> str:

@@ -165,7 +165,7 @@ class DotRow:
 @mpl.rc_context(STYLE)
 def draw_losses(curves: Sequence[RunLosses]) -> Drawing:
   """Draws the validation loss (points) and training loss (faint) of each run by tokens."""
-  figure = Figure(figsize=(WIDTH, 3.4 + _LINE_HEIGHT * max(1, len(curves))))
+  figure = Figure(figsize=(WIDTH, 3.4 + _LINE_HEIGHT * len(curves)))
   axes = figure.add_subplot()
   handles, tooltips = [], {}
   for number, (curve, (dash, color)) in enumerate(zip(curves, line_styles())):
@@ -201,7 +201,7 @@ def draw_dots(rows: Sequence[DotRow], x_label: str) -> Drawing:
   arms = styles_by_name(name for row in rows for name in row.arms)
   baselines = dict.fromkeys(name for row in rows for name in row.baselines)
   marks = dict(zip(baselines, itertools.cycle('|xd')))
-  figure = Figure(figsize=(WIDTH, 1.1 + 0.6 * max(1, len(rows)) + _LINE_HEIGHT * len(arms)))
+  figure = Figure(figsize=(WIDTH, 1.1 + 0.6 * len(rows) + _LINE_HEIGHT * len(arms)))
   axes = figure.add_subplot()
   handles: dict[str, Any] = dict.fromkeys(arms)  # arms precede baselines in the legend
   for index, row in enumerate(rows):

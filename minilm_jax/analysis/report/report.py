@@ -126,16 +126,13 @@ def _list_earlier_files(workdir: epath.Path) -> set[str]:
 def _check_table_options(
   table: epath.PathLike, folders: Sequence[epath.PathLike], confusion: bool, workdir: epath.PathLike
 ) -> None:
-  if folders:
-    problem = f'folders too: {", ".join(map(str, folders))}'
-    remedy = 'write two reports'
-  elif confusion:
-    problem, remedy = 'no predictions in a table', 'leave out --confusion'
-  elif not workdir:
-    problem, remedy = 'no --workdir', 'give the directory of the report: --workdir=runs/report'
-  else:
-    return
-  raise InputError(f'a report of the logged table {table}', problem, remedy)
+  for is_fault, problem, remedy in (
+    (folders, f'folders too: {", ".join(map(str, folders))}', 'write two reports'),
+    (confusion, 'no predictions in a table', 'leave out --confusion'),
+    (not workdir, 'no --workdir', 'give the directory of the report: --workdir=runs/report'),
+  ):
+    if is_fault:
+      raise InputError(f'a report of the logged table {table}', problem, remedy)
 
 
 def _report_runs(
