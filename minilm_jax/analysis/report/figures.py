@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from minilm_jax.analysis.runs import RunLosses
+from minilm_jax.analysis.scores import Group
 from minilm_jax.core.errors import sanitize
 
 INK = '#010203'  # occurs nowhere else, so that an SVG can replace it with the colour of the page
@@ -120,22 +121,15 @@ def add_tooltips(svg: str, tooltips: Mapping[str, str]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeanBand:
-  """A mean with its interval at each x; an interval with nan is not drawn."""
-
-  name: str
-  x: tuple[float, ...]
-  mean: tuple[float, ...]
-  low: tuple[float, ...]
-  high: tuple[float, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class Panel:
-  """A panel with mean bands and the score of the majority class."""
+  """A panel with mean bands and the score of the majority class.
+
+  Attributes:
+    bands: numbers over seeds by name and x; an interval with nan is not drawn.
+  """
 
   title: str
-  bands: tuple[MeanBand, ...]
+  bands: Mapping[str, Mapping[float, Group]]
   majority: float = math.nan
 
 
@@ -155,10 +149,10 @@ class Confusion:
 
 @dataclasses.dataclass(frozen=True)
 class DotRow:
-  """One row of a dot plot: (mean, low, high) of each arm, and baselines, by name."""
+  """One row of a dot plot: the numbers over seeds of each arm, and baselines, by name."""
 
   name: str
-  arms: Mapping[str, tuple[float, float, float]]
+  arms: Mapping[str, Group]
   baselines: Mapping[str, float]
 
 
@@ -196,7 +190,7 @@ def draw_losses(curves: Sequence[RunLosses]) -> Drawing:
 
 
 @mpl.rc_context(STYLE)
-def draw_dots(rows: Sequence[DotRow], x_label: str) -> Drawing:
+def draw_dots(rows: Sequence[DotRow], x_label: str, scale: float = 1) -> Drawing:
   """Draws a row a task: the mean of each arm as a dot on its interval, and baselines as marks."""
   arms = styles_by_name(name for row in rows for name in row.arms)
   baselines = dict.fromkeys(name for row in rows for name in row.baselines)
@@ -206,16 +200,16 @@ def draw_dots(rows: Sequence[DotRow], x_label: str) -> Drawing:
   handles: dict[str, Any] = dict.fromkeys(arms)  # arms precede baselines in the legend
   for index, row in enumerate(rows):
     for number, (name, (_, color)) in enumerate(arms.items()):
-      if name not in row.arms or not math.isfinite(row.arms[name][0]):
+      if name not in row.arms or not math.isfinite(row.arms[name].mean):
         continue
-      mean, low, high = row.arms[name]
+      mean, low, high = _scale_interval(row.arms[name], scale)
       y = index + 0.1 + 0.24 * number / max(1, len(arms) - 1)
       axes.plot([low, high], [y, y], '-', color=color, alpha=0.6)  # draws nothing for nan
       (handles[name],) = axes.plot([mean], [y], 'o', color=color, markersize=5)
     for name, baseline in row.baselines.items():
       if math.isfinite(baseline):
         (handles[name],) = axes.plot(
-          [baseline], [index + 0.22], marks[name], color=INK, alpha=0.7, markersize=7
+          [scale * baseline], [index + 0.22], marks[name], color=INK, alpha=0.7, markersize=7
         )
   label_rows(axes, [row.name for row in rows])
   axes.set_xlabel(x_label)
@@ -239,21 +233,25 @@ def label_rows(axes: Axes, names: Sequence[str]) -> None:
     )
 
 
-def draw_panels(panels: Sequence[Panel], x_label: str, y_label: str) -> Drawing:
+def _scale_interval(group: Group, scale: float) -> tuple[float, float, float]:
+  return scale * group.mean, scale * group.low, scale * group.high
+
+
+def draw_panels(panels: Sequence[Panel], x_label: str, y_label: str, scale: float = 1) -> Drawing:
   """Draws mean bands, a panel a task."""
-  styles = styles_by_name(band.name for panel in panels for band in panel.bands)
+  styles = styles_by_name(name for panel in panels for name in panel.bands)
   handles: dict[str, Any] = {}
 
   def draw(axes: Axes, panel: Panel) -> None:
-    for band in panel.bands:
-      dash, color = styles[band.name]
-      axes.fill_between(band.x, band.low, band.high, color=color, alpha=0.2, linewidth=0)
-      (handles[band.name],) = axes.plot(
-        band.x, band.mean, dash, color=color, marker='o', markersize=2.5
-      )
+    for name, groups in panel.bands.items():
+      dash, color = styles[name]
+      x = list(groups)
+      mean, low, high = zip(*(_scale_interval(group, scale) for group in groups.values()))
+      axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
+      (handles[name],) = axes.plot(x, mean, dash, color=color, marker='o', markersize=2.5)
     if math.isfinite(panel.majority):
       handles['majority'] = axes.axhline(
-        panel.majority, color=INK, alpha=0.5, linestyle=':', linewidth=1
+        scale * panel.majority, color=INK, alpha=0.5, linestyle=':', linewidth=1
       )
     axes.set_title(shorten_lines(panel.title))
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))

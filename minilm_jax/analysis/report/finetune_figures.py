@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from minilm_jax.analysis import runs
-from minilm_jax.analysis.report.figures import Confusion, MeanBand, Panel
+from minilm_jax.analysis.report.figures import Confusion, Panel
 from minilm_jax.analysis.scores import ScoreRow, describe_differences, name_differences
 from minilm_jax.analysis.seed_groups import Group, make_group
 from minilm_jax.core import files, old_names, run_dir
@@ -178,7 +178,7 @@ def read_learning_curves(
 ) -> tuple[list[Panel], list[Panel]]:
   """Returns panels of scores and of training losses by epoch, one a task, checkpoint and protocol.
 
-  Scores are headline scores times 100 on the held-out part, or else on the reported split. Panels
+  Scores are headline scores on the held-out part, or else on the reported split. Panels
   have the learning rates of the table of scores and the last step of each checkpoint.
 
   Raises:
@@ -212,17 +212,15 @@ def read_learning_curves(
   for (task, checkpoint, protocol), difference in zip(keys, differences, strict=True):
     log_lines = lines[task, checkpoint, protocol]
     title = _format_title([task, difference], checkpoint if has_several else '')
-    for panels, values, scale in (
-      (scores, _select_headline(log_lines), 100),
-      (losses, _select_losses(log_lines), 1),
-    ):
-      if values:
-        panels.append(Panel(title, tuple(_make_bands(values, scale))))
+    if values := _select_headline(log_lines):
+      scores.append(Panel(title, _make_bands(values)))
+    if values := _select_losses(log_lines):
+      losses.append(Panel(title, _make_bands(values)))
   return scores, losses
 
 
 def make_trajectories(rows: Iterable[ScoreRow]) -> list[Panel]:
-  """Returns panels of headline scores times 100 by checkpoint step, of tasks with several steps."""
+  """Returns panels of headline scores by checkpoint step, of tasks with several steps."""
   by_cell = runs.group_by(
     (row for row in rows if row.headline and row.shown and row.step is not None),
     lambda row: (
@@ -241,16 +239,15 @@ def make_trajectories(rows: Iterable[ScoreRow]) -> list[Panel]:
   for cell, difference in zip(cells, differences, strict=True):
     # A step has several rows if no held-out part selected a learning rate.
     has_rates = len(cell) > len({row.step for row in cell})
-    points: dict[str, list[tuple[float, Group]]] = {}
+    bands: dict[str, dict[float, Group]] = {}
     for row in cell:
       for arm, group in ((True, row.pretrained), (False, row.scratch)):
         if group.n and row.step is not None:
           name = _format_arm(arm, group.learning_rate, has_rates)
-          points.setdefault(name, []).append((float(row.step), group))
-    bands = tuple(_make_band(name, steps, 100) for name, steps in points.items())
+          bands.setdefault(name, {})[float(row.step)] = group
     first = cell[0]
     title = _format_title([first.task_name, difference], first.checkpoint if has_several else '')
-    panels.append(Panel(title, bands, 100 * first.majority))
+    panels.append(Panel(title, bands, first.majority))
   return panels
 
 
@@ -307,30 +304,15 @@ def _select_losses(lines: Sequence[LogLine]) -> list[LogLine]:
   return [{**line, 'value': line['loss']} for line in lines if line['split'] == 'train']
 
 
-def _make_bands(lines: Sequence[LogLine], scale: float) -> Iterator[MeanBand]:
-  """Yields a band for each arm and learning rate, over the seeds at each epoch."""
+def _make_bands(lines: Sequence[LogLine]) -> dict[str, dict[float, Group]]:
+  """Returns a band for each arm and learning rate, with the numbers over seeds at each epoch."""
   curves = runs.group_by(lines, lambda line: (line['pretrained'], line['learning_rate']))
+  bands = {}
   for arm, rate in sorted(curves, key=lambda curve: (not curve[0], runs.to_float(curve[1]))):
-    by_epoch = runs.group_by(curves[arm, rate], lambda line: line['epoch'])
-    points = [
-      (
-        float(epoch),
-        make_group(
-          {line['seed']: scale * runs.to_float(line['value']) for line in by_epoch[epoch]}
-        ),
-      )
-      for epoch in sorted(by_epoch)
-    ]
+    by_epoch = runs.group_by(curves[arm, rate], lambda line: float(line['epoch']))
     has_rates = sum(other == arm for other, _ in curves) > 1
-    yield _make_band(_format_arm(arm, rate, has_rates), points)
-
-
-def _make_band(name: str, points: Sequence[tuple[float, Group]], scale: float = 1) -> MeanBand:
-  return MeanBand(
-    name,
-    tuple(x for x, _ in points),
-    *(
-      tuple(scale * getattr(group, field) for _, group in points)
-      for field in ('mean', 'low', 'high')
-    ),
-  )
+    bands[_format_arm(arm, rate, has_rates)] = {
+      epoch: make_group({line['seed']: runs.to_float(line['value']) for line in by_epoch[epoch]})
+      for epoch in sorted(by_epoch)
+    }
+  return bands

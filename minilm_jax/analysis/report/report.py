@@ -208,14 +208,14 @@ def _make_figure_sections(
   if headlines:
     yield Section(
       'Scores by task',
-      figures={'scores': figures.draw_dots(_make_dot_rows(headlines), 'score × 100')},
+      figures={'scores': figures.draw_dots(_make_dot_rows(headlines), 'score × 100', 100)},
       caption='Headline scores times 100 with the 95% interval over seeds.',
     )
   score_panels, loss_panels = finetune_figures.read_learning_curves(run_paths, rows)
   if score_panels:
     yield Section(
       'Fine-tuning',
-      figures={'learning': figures.draw_panels(score_panels, 'epoch', 'score × 100')},
+      figures={'learning': figures.draw_panels(score_panels, 'epoch', 'score × 100', 100)},
       caption='Scores times 100 by epoch: mean over seeds with its 95% interval.',
       notes=[
         'Scores by epoch are those on the held-out part of the training examples or, without one, '
@@ -230,7 +230,7 @@ def _make_figure_sections(
     )
   trajectories = finetune_figures.make_trajectories(rows)
   if trajectories:
-    drawing = figures.draw_panels(trajectories, 'step of the checkpoint', 'score × 100')
+    drawing = figures.draw_panels(trajectories, 'step of the checkpoint', 'score × 100', 100)
     yield Section(
       'Scores during pre-training',
       figures={'trajectory': drawing},
@@ -259,11 +259,8 @@ def _make_dot_rows(rows: Sequence[ScoreRow]) -> list[figures.DotRow]:
   has_several = len({row.checkpoint for row in rows}) > 1
   dot_rows = []
   for row, differences in zip(rows, tables.describe_rows(rows), strict=True):
-    arms = {
-      name: (100 * group.mean, 100 * group.low, 100 * group.high)
-      for name, group in (('pre-trained', row.pretrained), ('from scratch', row.scratch))
-    }
-    baselines = {'majority': 100 * row.majority, 'by frequency': 100 * row.frequency}
+    arms = {'pre-trained': row.pretrained, 'from scratch': row.scratch}
+    baselines = {'majority': row.majority, 'by frequency': row.frequency}
     label = row.task_name + (f' {row.checkpoint}' if has_several else '')
     label = ', '.join(filter(None, (label, differences)))
     dot_rows.append(figures.DotRow(label, arms, baselines))

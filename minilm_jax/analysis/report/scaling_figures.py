@@ -186,13 +186,15 @@ def draw_models(
     scored = [model for model in series[name] if math.isfinite(getattr(model, kind))]
     for index, model in enumerate(scored):
       gid, y = f'{kind}-{names.index(name)}-{index}', 100 * getattr(model, kind)
-      x = model.parameters if kind == GAIN else clip_exp(model.loss)
-      tooltips[gid] = f'{model.name}: {name} {y:.1f} at perplexity {format_perplexity(x)}'
       if kind == GAIN:
+        x = model.parameters
         tooltips[gid] = f'{model.name}: {name} {y:+.1f} by pre-training, {x:,} parameters'
         if math.isfinite(model.low):
           interval = [100 * model.low, 100 * model.high]
           axes.plot([x] * 2, interval, '-', color=COLORS[0], alpha=0.6)
+      else:
+        x = clip_exp(model.loss)
+        tooltips[gid] = f'{model.name}: {name} {y:.1f} at perplexity {format_perplexity(x)}'
       axes.plot([x], [y], 'o', color=COLORS[0], gid=gid, **_MARKER)
       points[numbers[model.name]] = (x, y)
     axes.set_xscale('log')

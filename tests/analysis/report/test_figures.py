@@ -7,32 +7,31 @@ import numpy as np
 import pytest
 
 from minilm_jax.analysis.report import figures
-from minilm_jax.analysis.report.figures import Confusion, DotRow, Drawing, MeanBand, Panel
+from minilm_jax.analysis.report.figures import Confusion, DotRow, Drawing, Panel
 from minilm_jax.analysis.report.sections import Section, encode_figures
 from minilm_jax.analysis.runs import RunLosses
+from minilm_jax.analysis.scores import Group
 
 CURVE = RunLosses('tiny', (1e6, 2e6, 3e6), (9.0, 7.0, 6.0), (2e6, 3e6), (6.9, 5.9))
 DOTS = [
   DotRow(
     'cola',
-    {'pre-trained': (20.0, 15.0, 25.0), 'from scratch': (10.0, math.nan, math.nan)},
+    {'pre-trained': Group(mean=0.2, low=0.15, high=0.25), 'from scratch': Group(mean=0.1)},
     {'majority': 0.0},
   ),
-  DotRow('$x$', {'pre-trained': (math.nan, math.nan, math.nan)}, {'majority': math.nan}),
+  DotRow('$x$', {'pre-trained': Group()}, {'majority': math.nan}),
 ]
-PANEL = Panel(
-  'cola',
-  (
-    MeanBand('pre-trained', (1.0, 2.0), (20.0, 30.0), (10.0, math.nan), (30.0, math.nan)),
-    MeanBand('from scratch', (1.0, 2.0), (10.0, math.nan), (5.0, math.nan), (15.0, math.nan)),
-  ),
-  3.0,
-)
+BANDS = {
+  'pre-trained': {1.0: Group(mean=0.2, low=0.1, high=0.3), 2.0: Group(mean=0.3)},
+  'from scratch': {1.0: Group(mean=0.1, low=0.05, high=0.15), 2.0: Group()},
+}
+PANEL = Panel('cola', BANDS, 0.03)
 SVG = '{http://www.w3.org/2000/svg}'
 
 
 def draw_panels() -> Drawing:
-  return figures.draw_panels([PANEL, Panel('rte', PANEL.bands[1:])] * 2, 'epoch', 'score')
+  scratch = {'from scratch': BANDS['from scratch']}
+  return figures.draw_panels([PANEL, Panel('rte', scratch)] * 2, 'epoch', 'score', 100)
 
 
 def draw_confusion() -> Drawing:
@@ -73,7 +72,7 @@ def test_undefined_losses_leave_a_gap(values: tuple[float, float]):
 
 
 def test_dots_have_means_on_intervals_and_baselines():
-  drawing = figures.draw_dots(DOTS, 'score')
+  drawing = figures.draw_dots(DOTS, 'score', 100)
   (axes,) = drawing.figure.axes
   points = [list(line.get_xdata()) for line in axes.lines]
   assert [x for x in points if len(x) == 1] == [[20.0], [10.0], [0.0]] and [15.0, 25.0] in points
@@ -93,7 +92,7 @@ def test_long_names_keep_the_width_of_the_axes():
 def test_panels_share_styles_and_are_drawn_alone_too():
   drawing = draw_panels()
   first, second, *_ = drawing.figure.axes
-  np.testing.assert_array_equal(first.lines[0].get_ydata(), PANEL.bands[0].mean)
+  np.testing.assert_array_equal(first.lines[0].get_xydata(), [[1, 20], [2, 30]])
   assert len(first.lines) == 3 and len(second.lines) == 1
   assert first.lines[1].get_color() == second.lines[0].get_color() != first.lines[0].get_color()
   assert [axes.get_title().strip() for axes in drawing.figure.axes[:4]] == ['cola', 'rte'] * 2

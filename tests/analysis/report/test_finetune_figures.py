@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ from etils import epath
 
 from minilm_jax.analysis import runs
 from minilm_jax.analysis.report import finetune_figures
-from minilm_jax.analysis.scores import make_score_table
+from minilm_jax.analysis.report.figures import Panel
+from minilm_jax.analysis.scores import Group, make_score_table
 from minilm_jax.core import run_dir
 from minilm_jax.core.errors import InputError
 from tests.fake_runs import change_config, make_score_line, write_finetune_config
@@ -178,21 +180,29 @@ def make_log(
   return lines
 
 
+def read_means(band: Mapping[float, Group]) -> list[float]:
+  return [group.mean for group in band.values()]
+
+
+def read_first_means(panel: Panel) -> list[float]:
+  """Returns the mean of each band at the first epoch."""
+  return [read_means(band)[0] for band in panel.bands.values()]
+
+
 def test_bands_are_means_over_seeds_with_intervals(tmp_path: pathlib.Path):
   run_paths = write_log(tmp_path / 'a', make_log()) | write_log(
     tmp_path / 'b', make_log(False, shift=-0.2)
   )
   (scores,), (losses,) = finetune_figures.read_learning_curves(run_paths, [])
   assert scores.title == losses.title == 'cola'
-  pretrained, scratch = scores.bands
-  assert (pretrained.name, scratch.name) == ('pre-trained', 'from scratch') and pretrained.x == (
-    1.0,
-    2.0,
-  )
-  assert pretrained.mean == pytest.approx((56, 57)) and scratch.mean == pytest.approx((36, 37))
-  # t of one degree, standard error 5
-  assert pretrained.high[0] - pretrained.mean[0] == pytest.approx(12.706 * 5, rel=1e-3)
-  assert losses.bands[0].mean == pytest.approx((0.44, 0.43))
+  assert list(scores.bands) == ['pre-trained', 'from scratch']
+  pretrained, scratch = scores.bands.values()
+  assert list(pretrained) == [1.0, 2.0]
+  assert read_means(pretrained) == pytest.approx([0.56, 0.57])
+  assert read_means(scratch) == pytest.approx([0.36, 0.37])
+  # t of one degree, standard error 0.05
+  assert pretrained[1.0].high - pretrained[1.0].mean == pytest.approx(12.706 * 0.05, rel=1e-3)
+  assert read_means(losses.bands['pre-trained']) == pytest.approx([0.44, 0.43])
 
 
 def test_curves_have_the_displayed_rate(tmp_path: pathlib.Path):
@@ -209,22 +219,22 @@ def test_curves_have_the_displayed_rate(tmp_path: pathlib.Path):
     for rate in (1e-4, 2e-4)
   )
   (panel,), _ = finetune_figures.read_learning_curves(run_paths, rows)
-  assert [band.mean[0] for band in panel.bands] == pytest.approx([66])
+  assert read_first_means(panel) == pytest.approx([0.66])
   (panel,), _ = finetune_figures.read_learning_curves(
     run_paths, []
   )  # no score yet: each rate has a line
-  assert [band.name for band in panel.bands] == ['pre-trained, 0.0001', 'pre-trained, 0.0002']
+  assert list(panel.bands) == ['pre-trained, 0.0001', 'pre-trained, 0.0002']
 
 
 def test_curves_prefer_the_held_out_part(tmp_path: pathlib.Path):
   (panel,), _ = finetune_figures.read_learning_curves(
     write_log(tmp_path / 'a', make_log(split='validation')), []
   )
-  assert panel.bands[0].mean[0] == pytest.approx(56)
+  assert read_first_means(panel) == pytest.approx([0.56])
   (panel,), _ = finetune_figures.read_learning_curves(
     write_log(tmp_path / 'b', make_log(split='validation') + make_log(shift=0.1)), []
   )
-  assert panel.bands[0].mean[0] == pytest.approx(66)
+  assert read_first_means(panel) == pytest.approx([0.66])
 
 
 def test_curves_have_the_last_step_of_a_checkpoint(tmp_path: pathlib.Path):
@@ -240,7 +250,7 @@ def test_curves_have_the_last_step_of_a_checkpoint(tmp_path: pathlib.Path):
     ],
   )
   (panel,), _ = finetune_figures.read_learning_curves(run_paths, [])
-  assert [band.mean[0] for band in panel.bands] == pytest.approx([66, 56])
+  assert read_first_means(panel) == pytest.approx([0.66, 0.56])
 
 
 def test_protocols_have_separate_panels_and_undefined_scores_a_gap(tmp_path: pathlib.Path):
@@ -253,7 +263,7 @@ def test_protocols_have_separate_panels_and_undefined_scores_a_gap(tmp_path: pat
   )
   panels, _ = finetune_figures.read_learning_curves(run_paths, [])
   assert len(panels) == 2
-  assert sum(math.isnan(panel.bands[0].mean[0]) for panel in panels) == 1
+  assert sum(math.isnan(read_first_means(panel)[0]) for panel in panels) == 1
 
 
 def test_runs_of_other_settings_have_panels_and_rates_of_their_own(tmp_path: pathlib.Path):
@@ -269,9 +279,9 @@ def test_runs_of_other_settings_have_panels_and_rates_of_their_own(tmp_path: pat
     run_dir.write_lines(folder / run_dir.SCORES, [line])
     lines.append({**line, 'protocol': runs.read_protocol(run_paths[name])})
   panels, _ = finetune_figures.read_learning_curves(run_paths, make_score_table(lines))
-  assert {panel.title: [band.mean[0] for band in panel.bands] for panel in panels} == {
-    'cola, batch_size=16': pytest.approx([56]),
-    'cola, batch_size=64': pytest.approx([66]),
+  assert {panel.title: read_first_means(panel) for panel in panels} == {
+    'cola, batch_size=16': pytest.approx([0.56]),
+    'cola, batch_size=64': pytest.approx([0.66]),
   }
 
 
@@ -294,11 +304,12 @@ def test_trajectories_of_other_protocols_have_panels_of_their_own():
     for step in (10, 20)
   ]
   panels = finetune_figures.make_trajectories(make_score_table(lines))
-  assert {panel.title: panel.bands[0].mean for panel in panels} == {
-    'cola, epochs=1': pytest.approx((51, 52)),
-    'cola, epochs=10': pytest.approx((71, 72)),
+  bands = {panel.title: list(panel.bands.values()) for panel in panels}
+  assert {title: read_means(band) for title, (band,) in bands.items()} == {
+    'cola, epochs=1': pytest.approx([0.51, 0.52]),
+    'cola, epochs=10': pytest.approx([0.71, 0.72]),
   }
-  assert [[band.x for band in panel.bands] for panel in panels] == [[(10.0, 20.0)]] * 2
+  assert [list(band) for (band,) in bands.values()] == [[10.0, 20.0]] * 2
 
 
 def test_trajectories_need_two_steps():
@@ -308,13 +319,11 @@ def test_trajectories_need_two_steps():
     for seed, value in enumerate(values)
   ] + [make_score_line(0.15, seed, False) for seed in range(2)]
   (panel,) = finetune_figures.make_trajectories(make_score_table(lines))
-  pretrained, scratch = panel.bands
-  assert (
-    pretrained.x == (50.0, 200.0)
-    and pretrained.mean == pytest.approx((20, 50))
-    and scratch.mean == pytest.approx((15, 15))
-  )
-  assert panel.majority == pytest.approx(10)
+  pretrained, scratch = panel.bands.values()
+  assert list(pretrained) == [50.0, 200.0]
+  assert read_means(pretrained) == pytest.approx([0.2, 0.5])
+  assert read_means(scratch) == pytest.approx([0.15, 0.15])
+  assert panel.majority == pytest.approx(0.1)
   assert (
     finetune_figures.make_trajectories(
       make_score_table([make_score_line(0.1), make_score_line(0.1, pretrained=False)])
