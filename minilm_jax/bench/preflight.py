@@ -99,12 +99,8 @@ def compile_for_topology(
     `topology` and `recipes`: the result of `describe_step` by name.
 
   Raises:
-    InputError: the program is unknown, or a recipe cannot be divided among the devices.
+    InputError: a recipe cannot be divided among the devices.
   """
-  if program not in lowering.PROGRAMS:
-    raise InputError(
-      f'--program={program}', 'no such program', suggest_name(program, lowering.PROGRAMS)
-    )
   workers = min(len(configs), backend.count_cores())
   with (
     progress.track_progress('compiling', len(configs), 'recipes') as update,

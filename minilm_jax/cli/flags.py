@@ -18,163 +18,119 @@ from minilm_jax.core.paths import expand_home, split_step
 
 @dataclasses.dataclass(frozen=True)
 class Flag:
-  """A flag; the command itself checks the choice.
+  """A flag.
 
   Attributes:
-    kind: type of the value.
-    default: value without the flag.
     help: description, for the help.
+    default: value without the flag; its type is that of the value, and None stands for a number.
     choices: accepted values; () accepts all values.
     is_path: whether the value names files or folders, so that a leading `~` is expanded.
     is_list: whether the value names several of them, so that a repeated flag adds to the value.
   """
 
-  kind: type
-  default: Any
   help: str
+  default: Any = ''
   choices: tuple[str, ...] = ()
   is_path: bool = False
   is_list: bool = False
 
+  @property
+  def kind(self) -> type:
+    """Type of the value."""
+    return int if self.default is None else type(self.default)
 
-FLAGS: Mapping[str, Flag] = types.MappingProxyType(
-  {
-    'workdir': Flag(str, '', 'directory for the output', is_path=True),
-    'beam': Flag(
-      str, '', 'options of Apache Beam, which then filters: --beam=--runner=DirectRunner'
-    ),
-    'checkpoint': Flag(
-      str,
-      '',
-      'run directory of pre-training; its latest checkpoint is used',
-      is_path=True,
-      is_list=True,
-    ),
-    'from': Flag(
-      str, '', 'folder: config.json, model.safetensors, tokenizer.json or vocab.txt', is_path=True
-    ),
-    'init_from': Flag(
-      str,
-      '',
-      'run whose weights a new run starts with; RUN@STEP selects a checkpoint',
-      is_path=True,
-    ),
-    'init_optimizer': Flag(bool, False, 'also start with the moments of the optimizer'),
-    'from_scratch': Flag(bool, False, 'start from random weights instead, as a control'),
-    'with_scratch': Flag(bool, False, 'also start from random weights, with the same seeds'),
-    'json': Flag(bool, False, 'print the result as JSON'),
-    'text': Flag(str, '', 'text in quotes'),
-    'best': Flag(int, 5, 'number of pieces printed for each <mask>'),
-    'split': Flag(str, 'validation', 'split of the corpus', SPLITS),
-    'corpus': Flag(str, '', 'corpus folder, the output of minilm corpus', is_path=True),
-    'rows': Flag(int, 0, 'number of training rows, in a fixed random order; 0 takes all'),
-    'shuffle_seed': Flag(int, 0, 'seed of the random order of rows, 0 by default'),
-    'select_by': Flag(
-      str, 'overlap', 'score that orders the rows', ('overlap', 'likelihood', 'random')
-    ),
-    'num_parts': Flag(int, 3, 'number of subsets, from the lowest to the highest scores'),
-    'size': Flag(int, 0, 'tokens of a subset; 0 takes the maximum'),
-    'pairs': Flag(
-      str,
-      '',
-      'minimal pairs: a table with sentence_good and sentence_bad, or a folder',
-      is_path=True,
-    ),
-    'pll_variant': Flag(
-      str,
-      'within-word',
-      'pseudo-log-likelihood: mask a token and the rest of its word, or the token alone',
-      ('within-word', 'original'),
-    ),
-    'attention': Flag(bool, False, 'attention of each head; --checkpoint also takes RUN@all'),
-    'population': Flag(str, '', 'also time populations of these sizes, such as 1,2,4,8'),
-    'coordinator': Flag(
-      str, '', 'HOST:PORT of process 0; auto detects SLURM, Open MPI and Cloud TPU'
-    ),
-    'processes': Flag(
-      int, None, 'number of processes of the run; each uses the devices of its host'
-    ),
-    'process': Flag(int, None, 'index of this process, from 0'),
-    'timeout': Flag(int, 300, 'seconds to wait for all processes; also the heartbeat time-out'),
-    'member': Flag(int, 0, 'index of the member, from 0, the default'),
-    'language': Flag(str, 'reviews', 'text to learn', ('microworld', 'reviews')),
-    'steps': Flag(int, 10, 'updates in a timed block'),
-    'repeats': Flag(int, 5, 'number of timed blocks'),
-    'confusion': Flag(bool, False, 'draw confusion matrices from logged predictions'),
-    'logged': Flag(
-      str,
-      '',
-      'table of evaluations (.csv, .csv.gz) in place of runs; needs --workdir',
-      is_path=True,
-    ),
-    'bootstrap_samples': Flag(
-      int, 1000, 'bootstrap samples for intervals of laws and correlations'
-    ),
-    'unfinished': Flag(bool, False, 'include unfinished runs in the fits of power laws'),
-    'base': Flag(
-      str,
-      '',
-      'run directories of the base recipe, separated by commas',
-      is_path=True,
-      is_list=True,
-    ),
-    'preregistration': Flag(
-      str, '', 'recipe file; the page quotes its docstring, with question and rules', is_path=True
-    ),
-    'plateau_loss': Flag(
-      float, 0.0, 'loss of the plateau, nats; estimated from the runs by default'
-    ),
-    'reference_losses': Flag(
-      str, '', 'losses drawn as lines, nats, such as unigram=5.9,bigram=4.2'
-    ),
-    'compare_with': Flag(
-      str, '', 'also time PyTorch (torch) or the Hugging Face Trainer (hf)', ('torch', 'hf')
-    ),
-    'shard': Flag(str, '', 'K/N: train share K of N of the points, K from 1 to N'),
-    'dry_run': Flag(bool, False, 'print parameters, FLOPs, memory and time of each point only'),
-    'tokens': Flag(float, 0.0, 'training tokens of each model, in place of num_steps'),
-    'flops': Flag(float, 0.0, 'training FLOPs of each model, in place of num_steps'),
-    'seconds': Flag(float, 0.0, 'training seconds of each point, in place of num_steps'),
-    'deterministic': Flag(bool, False, 'on a GPU, use deterministic kernels only (may be slower)'),
-    'members': Flag(
-      str,
-      '',
-      'saved classifiers, separated by commas; stars are expanded',
-      is_path=True,
-      is_list=True,
-    ),
-    'committee': Flag(str, '', 'output folder of minilm committee', is_path=True),
-    'classifier': Flag(str, '', 'a saved classifier, in place of --committee', is_path=True),
-    'text_pair': Flag(str, '', 'second text, for tasks on pairs of texts'),
-    'file': Flag(
-      str,
-      '',
-      'file of texts in place of --text: .jsonl, .csv, .tsv, .parquet; columns of the task',
-      is_path=True,
-    ),
-    'num_calls': Flag(int, 100, 'number of timed predictions of each model'),
-    'heads': Flag(int, 0, 'also time an encoder with this number of heads; 0 does not'),
-    'profile': Flag(str, '', 'updates that the JAX profiler records, such as 100:110'),
-    'follow': Flag(bool, False, 'redraw until all runs have ended'),
-    'axis': Flag(str, 'step', 'horizontal axis', ('step', 'tokens', 'flops', 'seconds')),
-    'format': Flag(
-      str,
-      '',
-      'Hugging Face folder (hf), StableHLO program, or model card',
-      ('hf', 'stablehlo', 'card'),
-    ),
-    'batch': Flag(int, 0, 'rows of a call of a StableHLO program; 0 allows any number if possible'),
-    'trust': Flag(str, '', 'modules that a stored recipe may import, such as package.module'),
-    'topology': Flag(
-      str,
-      '',
-      'absent devices: a TPU such as v5e:2x4, a GPU such as h100 or h100x8, or a file',
-      is_path=True,
-    ),
-    'program': Flag(str, 'train', 'program to compile: train, evaluate, finetune, predict'),
-    'fit': Flag(bool, False, 'find the largest batch and the largest population that fit'),
-  }
-)
+
+FLAGS: Mapping[str, Flag] = {
+  'workdir': Flag('directory for the output', is_path=True),
+  'beam': Flag('options of Apache Beam, which then filters: --beam=--runner=DirectRunner'),
+  'checkpoint': Flag(
+    'run directory of pre-training; its latest checkpoint is used', is_path=True, is_list=True
+  ),
+  'from': Flag('folder: config.json, model.safetensors, tokenizer.json or vocab.txt', is_path=True),
+  'init_from': Flag(
+    'run whose weights a new run starts with; RUN@STEP selects a checkpoint', is_path=True
+  ),
+  'init_optimizer': Flag('also start with the moments of the optimizer', False),
+  'from_scratch': Flag('start from random weights instead, as a control', False),
+  'with_scratch': Flag('also start from random weights, with the same seeds', False),
+  'json': Flag('print the result as JSON', False),
+  'text': Flag('text in quotes'),
+  'best': Flag('number of pieces printed for each <mask>', 5),
+  'split': Flag('split of the corpus', 'validation', SPLITS),
+  'corpus': Flag('corpus folder, the output of minilm corpus', is_path=True),
+  'rows': Flag('number of training rows, in a fixed random order; 0 takes all', 0),
+  'shuffle_seed': Flag('seed of the random order of rows, 0 by default', 0),
+  'select_by': Flag('score that orders the rows', 'overlap', ('overlap', 'likelihood', 'random')),
+  'num_parts': Flag('number of subsets, from the lowest to the highest scores', 3),
+  'size': Flag('tokens of a subset; 0 takes the maximum', 0),
+  'pairs': Flag(
+    'minimal pairs: a table with sentence_good and sentence_bad, or a folder', is_path=True
+  ),
+  'pll_variant': Flag(
+    'pseudo-log-likelihood: mask a token and the rest of its word, or the token alone',
+    'within-word',
+    ('within-word', 'original'),
+  ),
+  'attention': Flag('attention of each head; --checkpoint also takes RUN@all', False),
+  'population': Flag('also time populations of these sizes, such as 1,2,4,8'),
+  'coordinator': Flag('HOST:PORT of process 0; auto detects SLURM, Open MPI and Cloud TPU'),
+  'processes': Flag('number of processes of the run; each uses the devices of its host', None),
+  'process': Flag('index of this process, from 0', None),
+  'timeout': Flag('seconds to wait for all processes; also the heartbeat time-out', 300),
+  'member': Flag('index of the member, from 0, the default', 0),
+  'language': Flag('text to learn', 'reviews', ('microworld', 'reviews')),
+  'steps': Flag('updates in a timed block', 10),
+  'repeats': Flag('number of timed blocks', 5),
+  'confusion': Flag('draw confusion matrices from logged predictions', False),
+  'logged': Flag(
+    'table of evaluations (.csv, .csv.gz) in place of runs; needs --workdir', is_path=True
+  ),
+  'bootstrap_samples': Flag('bootstrap samples for intervals of laws and correlations', 1000),
+  'unfinished': Flag('include unfinished runs in the fits of power laws', False),
+  'base': Flag(
+    'run directories of the base recipe, separated by commas', is_path=True, is_list=True
+  ),
+  'preregistration': Flag(
+    'recipe file; the page quotes its docstring, with question and rules', is_path=True
+  ),
+  'plateau_loss': Flag('loss of the plateau, nats; estimated from the runs by default', 0.0),
+  'reference_losses': Flag('losses drawn as lines, nats, such as unigram=5.9,bigram=4.2'),
+  'compare_with': Flag(
+    'also time PyTorch (torch) or the Hugging Face Trainer (hf)', choices=('torch', 'hf')
+  ),
+  'shard': Flag('K/N: train share K of N of the points, K from 1 to N'),
+  'dry_run': Flag('print parameters, FLOPs, memory and time of each point only', False),
+  'tokens': Flag('training tokens of each model, in place of num_steps', 0.0),
+  'flops': Flag('training FLOPs of each model, in place of num_steps', 0.0),
+  'seconds': Flag('training seconds of each point, in place of num_steps', 0.0),
+  'deterministic': Flag('on a GPU, use deterministic kernels only (may be slower)', False),
+  'members': Flag(
+    'saved classifiers, separated by commas; stars are expanded', is_path=True, is_list=True
+  ),
+  'committee': Flag('output folder of minilm committee', is_path=True),
+  'classifier': Flag('a saved classifier, in place of --committee', is_path=True),
+  'text_pair': Flag('second text, for tasks on pairs of texts'),
+  'file': Flag(
+    'file of texts in place of --text: .jsonl, .csv, .tsv, .parquet; columns of the task',
+    is_path=True,
+  ),
+  'num_calls': Flag('number of timed predictions of each model', 100),
+  'heads': Flag('also time an encoder with this number of heads; 0 does not', 0),
+  'profile': Flag('updates that the JAX profiler records, such as 100:110'),
+  'follow': Flag('redraw until all runs have ended', False),
+  'axis': Flag('horizontal axis', 'step', ('step', 'tokens', 'flops', 'seconds')),
+  'format': Flag(
+    'Hugging Face folder (hf), StableHLO program, or model card',
+    choices=('hf', 'stablehlo', 'card'),
+  ),
+  'batch': Flag('rows of a call of a StableHLO program; 0 allows any number if possible', 0),
+  'trust': Flag('modules that a stored recipe may import, such as package.module'),
+  'topology': Flag(
+    'absent devices: a TPU such as v5e:2x4, a GPU such as h100 or h100x8, or a file', is_path=True
+  ),
+  'program': Flag('program to compile', 'train', ('train', 'evaluate', 'finetune', 'predict')),
+  'fit': Flag('find the largest batch and the largest population that fit', False),
+}
 _MAX_DIGITS = 19  # shorter numbers fit in 64 bits
 _BOOLEANS = {'true': True, 't': True, '1': True, 'false': False, 'f': False, '0': False}
 
@@ -359,6 +315,9 @@ def _parse_words(
         raise InputError(f'--{flag}', 'no value', f'give --{flag}=VALUE; see minilm {name} --help')
     if not field:
       value = _convert(f'--{flag}={text}', text, kind)
+      if flags[flag].choices and value not in flags[flag].choices:
+        remedy = suggest_name(text, flags[flag].choices)
+        raise InputError(f'--{flag}={text}', 'no such choice', remedy)
       value = expand_home(value) if flags[flag].is_path else value
       values[flag] = _add_name(values.get(flag), value) if flags[flag].is_list else value
     elif recipe.is_path_list(field):

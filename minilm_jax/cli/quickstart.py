@@ -16,7 +16,7 @@ from etils import epath
 
 from minilm_jax.analysis.report import report, tables
 from minilm_jax.core import lock, progress, recipe, run_dir
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import InputError
 from minilm_jax.data import build
 from minilm_jax.tasks import finetune
 from minilm_jax.training import checkpoint, run
@@ -40,12 +40,8 @@ def run_quickstart(language: str, workdir: epath.PathLike) -> dict[str, Any]:
 
   Raises:
     LockedError: another process holds the lock of `workdir`.
-    InputError: the language is unknown, or its text is not installed.
+    InputError: the text of the language is not installed.
   """
-  if language not in LANGUAGES:
-    raise InputError(
-      f'--language={language}', 'no such language', suggest_name(language, LANGUAGES)
-    )
   workdir, file = epath.Path(workdir), LANGUAGES[language]
   recipes: dict[str, Any] = {
     part: recipe.load(f'{file}:{part}') for part in ('corpus', 'pretrain', 'finetune')

@@ -21,7 +21,7 @@ from rich import text as rich_text
 
 from minilm_jax.analysis import runs
 from minilm_jax.core import files, lock, progress, run_dir
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import InputError
 
 AXES = {'step': 'updates', 'tokens': 'tokens', 'flops': 'FLOPs', 'seconds': 'seconds'}
 SPLITS = ('train', 'validation')
@@ -66,12 +66,11 @@ def watch_runs(folders: Sequence[epath.PathLike], axis: str, split: str, follow:
     follow: redraws every few seconds until all runs have ended.
 
   Raises:
-    InputError: the axis or split is unknown, no pre-training run is in the folders, or a log is
-      damaged.
+    InputError: the logs have no curve of the split, no pre-training run is in the folders, or a log
+      is damaged.
   """
-  for flag, value, choices in (('axis', axis, AXES), ('split', split, SPLITS)):
-    if value not in choices:
-      raise InputError(f'--{flag}={value}', 'no such choice', suggest_name(value, choices))
+  if split not in SPLITS:
+    raise InputError(f'--split={split}', 'no curve of this split', f'give {" or ".join(SPLITS)}')
   if not folders:
     raise InputError(
       'minilm watch', 'no run directory', 'give a directory: minilm watch runs/tiny --follow'

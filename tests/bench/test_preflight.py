@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from configs import paper1, tiny
 from minilm_jax.bench import gpus, hlo, lowering, preflight, tpus
 from minilm_jax.cli import main
+from minilm_jax.cli.flags import FLAGS
 from minilm_jax.core import files, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
@@ -297,13 +298,7 @@ def test_bisection_finds_the_largest_size_within_an_eighth(smallest_misfit: int,
   assert high - low <= max(unit, low / 8)
 
 
-def test_an_unknown_program_is_refused():
-  target = preflight.Target('here', 1 << 30, jax.devices())
-  with pytest.raises(InputError, match='--program=training'):
-    preflight.compile_for_topology({}, target, 'training')
-
-
-@pytest.mark.parametrize('program', lowering.PROGRAMS)
+@pytest.mark.parametrize('program', FLAGS['program'].choices)
 def test_each_program_is_lowered_from_shapes(program: str):
   config = make_config(**SMALL, **{'population.members': 2})
   lowered = lowering.PROGRAMS[program](config, jax.devices()[:2])

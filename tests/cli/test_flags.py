@@ -40,9 +40,11 @@ def test_every_flag_of_a_path_expands_the_home_folder(monkeypatch):
   for name, command in COMMANDS.items():
     if command.kinds or not command.flags:
       continue
-    words = [f'--{flag.rstrip("*")}=~/x' for flag in command.flags]
-    texts = [word for word in words if flags.FLAGS[word[2:-4]].kind is str]
-    _, options, _ = parse(name, texts)
+    declared = {flag.rstrip('*'): flags.FLAGS[flag.rstrip('*')] for flag in command.flags}
+    _, options, _ = parse(
+      name,
+      [f'--{word}=~/x' for word, flag in declared.items() if flag.kind is str and not flag.choices],
+    )
     expanded |= {flag for flag, value in vars(options).items() if value == '/home/me/x'}
   assert expanded == {
     *('workdir', 'checkpoint', 'corpus', 'from', 'pairs', 'logged', 'base'),

@@ -52,6 +52,7 @@ UNPARSABLE = [
   ('pretrain --config=EMPTY --workdir=W', 'EMPTY'),
   ('preflight --topology=v5e:2x4', '--config'),
   ('preflight --config=configs/tiny.py', '--topology'),
+  (f'preflight {TINY} --topology=h100 --program=training', '--program=training'),
   ('preflight --config=configs/tiny.py:all --topology=v5e:2x4', 'RUNS'),
   (
     'preflight --config=configs/paper1.py:all --topology=v5e:2x4 --config.btach_size=3',
