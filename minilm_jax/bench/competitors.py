@@ -18,9 +18,8 @@ import numpy as np
 
 from minilm_jax.bench import timing
 from minilm_jax.bench.timing import TimedWorker
-from minilm_jax.bench.trainer_task import TrainerTask
 from minilm_jax.core import backend, progress
-from minilm_jax.core.config import RunConfig
+from minilm_jax.core.config import FinetuneConfig, RunConfig
 from minilm_jax.core.errors import InputError, require_library, suggest_name
 from minilm_jax.core.model_config import EncoderConfig
 
@@ -162,7 +161,14 @@ def _make_pytorch_step(*arguments: Any, **options: Any) -> timing.TimedStep:
   return pytorch_model.time_pytorch_step(backend.count_cores(), *arguments, **options)
 
 
-def time_hf_trainer(task: TrainerTask, epochs: float, threads: int) -> dict[str, float]:
+def time_hf_trainer(
+  config: FinetuneConfig,
+  shape: EncoderConfig,
+  rows: np.ndarray,
+  labels: np.ndarray,
+  classes: int,
+  threads: int,
+) -> dict[str, float]:
   """Times the fine-tuning of a RoBERTa of random weights by the `Trainer` of Hugging Face.
 
   The time is that of `trainer.train()`, in float32, after a few steps of another Trainer and model.
@@ -170,8 +176,11 @@ def time_hf_trainer(task: TrainerTask, epochs: float, threads: int) -> dict[str,
   checkpoints are off. The optimizer is the default: AdamW, linear decay without warm-up, clipping at 1.
 
   Args:
-    task: model, examples and settings.
-    epochs: passes over the examples, perhaps a fraction.
+    config: the recipe; its first seed and `optimizer.learning_rate` count.
+    shape: sizes, segments, activation, dropout and norm_epsilon of the model.
+    rows: token ids `[N L]` with padding at the end; L is at most `shape.max_length`.
+    labels: `[N]` class indices, or numbers if `classes` is 0.
+    classes: number of classes; 0 for a regression.
     threads: threads of an operation. One thread can be much faster for a tiny model or on a busy
       machine, because waiting threads spin.
 
@@ -181,15 +190,11 @@ def time_hf_trainer(task: TrainerTask, epochs: float, threads: int) -> dict[str,
   Raises:
     InputError: a library is not installed, or RoBERTa lacks a field of the model.
   """
-  check_trainer(task.shape)
-  updates = math.ceil(epochs * math.ceil(len(task.rows) / task.batch_size))
-  worker = timing.start_worker(
-    'Hugging Face Trainer', functools.partial(_build_trainer, threads, task)
-  )
-  try:
+  check_trainer(shape)
+  updates = math.ceil(config.epochs * math.ceil(len(rows) / config.batch_size))
+  make_step = functools.partial(_build_trainer, threads, config, shape, rows, labels, classes)
+  with contextlib.closing(timing.start_worker('Hugging Face Trainer', make_step)) as worker:
     return worker(updates)
-  finally:
-    worker.close()
 
 
 def check_trainer(shape: EncoderConfig) -> None:
@@ -205,7 +210,7 @@ def check_trainer(shape: EncoderConfig) -> None:
       )
 
 
-def _build_trainer(threads: int, task: TrainerTask) -> timing.TimedStep:
+def _build_trainer(*arguments: Any) -> timing.TimedStep:
   from minilm_jax.bench import hf_trainer  # imports torch, in the worker process only
 
-  return hf_trainer.time_trainer(threads, task)
+  return hf_trainer.time_trainer(*arguments)

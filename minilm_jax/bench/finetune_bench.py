@@ -7,6 +7,7 @@ Trainer fine-tunes one seed, which stands for all members. It runs after a warm-
 evaluation, with one thread and with one thread a core. The faster time counts.
 """
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 from rich import table as rich_table
 
-from minilm_jax.bench import competitors, machine, trainer_task
+from minilm_jax.bench import competitors, machine
 from minilm_jax.core import backend, progress, recipe
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
@@ -75,8 +76,8 @@ def bench_finetuning(
   datasets = {name: _prepare_data(config, source) for name, config in configs.items()}
   with tempfile.TemporaryDirectory() as folder:
     file = pathlib.Path(folder) / 'recipes.py'
-    recipes = {name: recipe.as_dict(config) for name, config in configs.items()}
-    recipes |= {f'{name}{_SOLO_SUFFIX}': _make_solo(config) for name, config in configs.items()}
+    solo_configs = {f'{name}{_SOLO_SUFFIX}': _make_solo(config) for name, config in configs.items()}
+    recipes = {name: recipe.as_dict(config) for name, config in {**configs, **solo_configs}.items()}
     file.write_text(_RECIPE_FILE.format(text=json.dumps(recipes)))
     progress.log(f'timing the populations of {", ".join(configs)}')
     population = _time_command(file, ','.join(configs), source, 'population')
@@ -123,11 +124,11 @@ def _prepare_data(config: FinetuneConfig, source: str) -> task_data.TaskData:
   return task_data.prepare_task_data(config, length, pretrained.load_tokenizer(source))
 
 
-def _make_solo(config: FinetuneConfig) -> dict[str, Any]:
+def _make_solo(config: FinetuneConfig) -> FinetuneConfig:
   """Returns the recipe of the first member alone."""
   first = finetune_results.list_members(config, [0])[0]
-  solo = {**recipe.as_dict(config), 'seeds': [first.seed], 'learning_rates': []}
-  return solo | {'optimizer': {**solo['optimizer'], 'learning_rate': first.learning_rate}}
+  optimizer = dataclasses.replace(config.optimizer, learning_rate=first.learning_rate)
+  return dataclasses.replace(config, seeds=(first.seed,), learning_rates=(), optimizer=optimizer)
 
 
 def _time_command(file: pathlib.Path, names: str, source: str, label: str) -> float:
@@ -158,19 +159,16 @@ def _time_command(file: pathlib.Path, names: str, source: str, label: str) -> fl
 def _time_trainer(config: FinetuneConfig, source: str, data: task_data.TaskData) -> dict[str, Any]:
   """Times one seed in the Hugging Face Trainer with one thread and with one thread a core."""
   rows = data.rows[task_data.TRAIN_SPLIT]
-  task = trainer_task.TrainerTask(
-    rows=np.asarray(data.used_ids)[rows.tokens].astype(np.int32),
-    labels=rows.labels,
-    shape=pretrained.load_single_config(source).model,
-    classes=len(data.task.labels),
-    batch_size=config.batch_size,
-    learning_rate=finetune_results.list_members(config, [0])[0].learning_rate,
-    seed=config.seeds[0],
-  )
-  seconds = {
-    threads: competitors.time_hf_trainer(task, config.epochs, threads)['seconds']
-    for threads in sorted({1, backend.count_cores()})
-  }
+  seconds = {}
+  for threads in sorted({1, backend.count_cores()}):
+    seconds[threads] = competitors.time_hf_trainer(
+      _make_solo(config),
+      pretrained.load_single_config(source).model,
+      np.asarray(data.used_ids)[rows.tokens].astype(np.int32),
+      rows.labels,
+      len(data.task.labels),
+      threads,
+    )['seconds']
   fastest = min(seconds, key=seconds.__getitem__)
   return {TRAINER_COMPETITOR: seconds[fastest], f'{TRAINER_COMPETITOR}_threads': fastest}
 

@@ -15,7 +15,7 @@ import tokenizers
 import torch
 import transformers
 
-from minilm_jax.bench.trainer_task import TrainerTask
+from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.model_config import TRANSFORMERS_ACTIVATIONS, EncoderConfig
 from minilm_jax.data import tokenizer
 
@@ -23,18 +23,25 @@ _WARMUP_STEPS = 3  # steps of a first Trainer, which is not timed
 TrainerExamples = list[dict[str, Any]]
 
 
-def time_trainer(threads: int, task: TrainerTask) -> Callable[[int], dict[str, float]]:
+def time_trainer(
+  threads: int,
+  config: FinetuneConfig,
+  shape: EncoderConfig,
+  rows: np.ndarray,
+  labels: np.ndarray,
+  classes: int,
+) -> Callable[[int], dict[str, float]]:
   """Returns a function that trains a new model for a number of updates, after a warm-up.
 
-  The function returns `seconds` and `updates`.
+  The function returns `seconds` and `updates`. Arguments are those of `competitors.time_hf_trainer`.
   """
   torch.set_num_threads(threads)
   transformers.logging.set_verbosity_error()
-  examples, collate = prepare_examples(task.rows, task.labels, task.classes)
+  examples, collate = prepare_examples(rows, labels, classes)
 
   def train(updates: int) -> dict[str, float]:
-    transformers.set_seed(task.seed)
-    model = build_roberta(task.shape, task.classes)
+    transformers.set_seed(config.seeds[0])
+    model = build_roberta(shape, classes)
     with tempfile.TemporaryDirectory() as folder:  # required by Trainer, even without checkpoints
       trainer = transformers.Trainer(
         model,
@@ -43,9 +50,9 @@ def time_trainer(threads: int, task: TrainerTask) -> Callable[[int], dict[str, f
         args=transformers.TrainingArguments(
           folder,
           max_steps=updates,
-          per_device_train_batch_size=task.batch_size,
-          learning_rate=task.learning_rate,
-          seed=task.seed,
+          per_device_train_batch_size=config.batch_size,
+          learning_rate=config.optimizer.learning_rate,
+          seed=config.seeds[0],
           weight_decay=0.0,
           max_grad_norm=1.0,
           lr_scheduler_type='linear',
@@ -71,7 +78,11 @@ def time_trainer(threads: int, task: TrainerTask) -> Callable[[int], dict[str, f
 def build_roberta(
   shape: EncoderConfig, classes: int
 ) -> transformers.RobertaForSequenceClassification:
-  """Returns a RoBERTa of these sizes, with embeddings of the hidden size and its initialization."""
+  """Returns a RoBERTa of these sizes, with its own initialization.
+
+  It is the nearest one, because RoBERTa has no projection: its embedding tables have `hidden_size`
+  columns. Its head pools the first token and uses the dropout of the encoder.
+  """
   return transformers.RobertaForSequenceClassification(
     transformers.RobertaConfig(
       vocab_size=shape.vocab_size,

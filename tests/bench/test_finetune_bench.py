@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from configs import glue
-from minilm_jax.bench import competitors, finetune_bench, trainer_task
+from minilm_jax.bench import competitors, finetune_bench
 from minilm_jax.core import recipe
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
@@ -81,9 +81,9 @@ def test_the_trainer_counts_for_each_member_with_the_faster_threads(
 ):
   calls = []
 
-  def time_trainer(task: trainer_task.TrainerTask, epochs: float, threads: int) -> dict[str, float]:
-    settings = task.classes, task.batch_size, task.learning_rate, task.seed
-    calls.append((task.rows.max(), len(task.rows) == len(task.labels), *settings, epochs, threads))
+  def time_trainer(config, shape, rows, labels, classes, threads) -> dict[str, float]:
+    settings = classes, config.batch_size, config.optimizer.learning_rate, config.seeds
+    calls.append((rows.max(), len(rows) == len(labels), *settings, config.epochs, threads))
     return {'seconds': 7.0 + threads}
 
   monkeypatch.setattr(competitors, 'time_hf_trainer', time_trainer)
@@ -98,7 +98,7 @@ def test_the_trainer_counts_for_each_member_with_the_faster_threads(
   largest, is_paired, *settings = calls[0]
   # ids of the tokenizer, not indices of the used ids
   assert 5 < largest < 520 and is_paired
-  assert settings == [2, 32, 1e-3, 4, 1.0, 1] and calls[1][-1] == 4
+  assert settings == [2, 32, 1e-3, (4,), 1.0, 1] and calls[1][-1] == 4
   assert finetune_bench.make_finetune_bench_tables(result)[2].row_count == 5
 
 

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from minilm_jax.bench import competitors, trainer_task
+from minilm_jax.bench import competitors
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data import tokenizer
 from minilm_jax.tasks import finetune_step
 from tests.roberta_config import load_classifier
+from tests.tiny_config import make_finetune_config
 
 SHAPE = EncoderConfig(
   vocab_size=40,
@@ -27,7 +28,7 @@ SHAPE = EncoderConfig(
   initialization='paper1',
   flops_heads=4,
 )
-N, BATCH = 40, 16
+N = 40
 ROWS = np.full((N, 12), tokenizer.PAD_ID, np.int32)
 for _row, _length in zip(ROWS, np.random.default_rng(0).integers(3, 13, N), strict=True):
   _row[:_length] = [
@@ -36,7 +37,9 @@ for _row, _length in zip(ROWS, np.random.default_rng(0).integers(3, 13, N), stri
     tokenizer.END_ID,
   ]
 LABELS = ROWS[:, 1] % 2
-TASK = trainer_task.TrainerTask(ROWS, LABELS, SHAPE, 2, BATCH, 1e-2, 3)
+CONFIG = make_finetune_config(
+  batch_size=16, seeds='3', epochs=2.0, **{'optimizer.learning_rate': 1e-2}
+)
 
 
 @pytest.fixture
@@ -61,7 +64,8 @@ def train_and_measure(trainer: Any, monkeypatch, updates: int, seed: int = 3) ->
   models, build = [], trainer.build_roberta
   with monkeypatch.context() as patch:
     patch.setattr(trainer, 'build_roberta', lambda *args: models.append(build(*args)) or models[-1])
-    trainer.time_trainer(1, dataclasses.replace(TASK, seed=seed))(updates)
+    config = dataclasses.replace(CONFIG, seeds=(seed,))
+    trainer.time_trainer(1, config, SHAPE, ROWS, LABELS, 2)(updates)
   return compute_mean_loss(trainer, models[-1].cpu(), LABELS, 2)
 
 
@@ -108,7 +112,7 @@ def test_model_and_loss_equal_ours(classes: int, hf_trainer):
 
 
 def test_the_trainer_is_timed_in_a_worker_process(hf_trainer, capfd):
-  result = competitors.time_hf_trainer(TASK, epochs=2, threads=1)
+  result = competitors.time_hf_trainer(CONFIG, SHAPE, ROWS, LABELS, 2, threads=1)
   assert set(result) == {'seconds', 'updates'} and result['seconds'] > 0
   assert result['updates'] == 6  # 40 rows are three batches, the last with 8 rows
   assert capfd.readouterr() == ('', '')
@@ -125,9 +129,9 @@ def test_models_that_roberta_lacks_are_refused_before_a_process_starts(
   monkeypatch.setattr(
     competitors.timing, 'start_worker', lambda *arguments: pytest.fail('a process started')
   )
-  task = dataclasses.replace(TASK, shape=dataclasses.replace(SHAPE, **changes))
+  shape = dataclasses.replace(SHAPE, **changes)
   with pytest.raises(InputError, match=part):
-    competitors.time_hf_trainer(task, 2, 1)
+    competitors.time_hf_trainer(CONFIG, shape, ROWS, LABELS, 2, 1)
 
 
 @pytest.mark.parametrize('missing', ['torch', 'transformers', 'accelerate'])
@@ -136,4 +140,4 @@ def test_a_missing_library_is_refused(missing: str, monkeypatch: pytest.MonkeyPa
     importlib.util, 'find_spec', lambda name: None if name == missing else 'installed'
   )
   with pytest.raises(InputError, match=rf'{missing}(.|\n)*minilm_jax\[hf\]'):
-    competitors.time_hf_trainer(TASK, 2, 1)
+    competitors.time_hf_trainer(CONFIG, SHAPE, ROWS, LABELS, 2, 1)
