@@ -11,16 +11,25 @@ import io
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow
 from pyarrow import parquet
 
+from configs import base, custom_task
+from minilm_jax.analysis import logged_table, loss_curves, runs, scores, training_sets
+from minilm_jax.analysis.paper2 import pretraining_gap
+from minilm_jax.analysis.report import finetune_figures
 from minilm_jax.core import recipe, run_dir
-from tests import corruptions
+from minilm_jax.data import build, corpus, documents, filters, tfds, tokenizer
+from minilm_jax.evaluation import minimal_pairs, overlap
+from minilm_jax.tasks import classifier, committee, committee_scores, examples
+from minilm_jax.training import pretrained
+from tests import corruptions, fake_runs
 from tests.corruptions import PACK
+from tests.docstring_commands import parse
 
 TEXTS = tuple(
   f'the {a} {b} sees a größer {c} near tree {n} .'
@@ -28,6 +37,7 @@ TEXTS = tuple(
     (a, b, c) for a in ('red', 'big', 'old') for b in ('dog', 'cat') for c in ('hen', 'pig', 'cow')
   )
 )
+Create = Callable[[pathlib.Path], pathlib.Path]
 OTHER_TEXT = 'other valid text'
 UNSEEN = 'bytes without effect'
 
@@ -50,7 +60,7 @@ class Input:
   """
 
   name: str
-  create: Callable[[pathlib.Path], pathlib.Path]
+  create: Create
   read: Callable[[pathlib.Path], Any]
   command: Callable[[pathlib.Path, pathlib.Path], list[str]] | None = None
   hostile: Callable[[bytes], list[bytes]] = lambda valid: []
@@ -61,12 +71,20 @@ class Input:
   max_examples: int = 1000
 
 
-def create_file(name: str, content: bytes) -> Callable[[pathlib.Path], pathlib.Path]:
+def create_file(name: str, content: bytes) -> Create:
   """Returns a function that creates one file."""
+  return create_files('', lambda: {name: content}, name)
+
+
+def create_files(root: str, list_files: Callable[[], dict[str, bytes]], name: str = '') -> Create:
+  """Returns a function that creates files in a folder; `name` is the file to corrupt, '' the folder."""
 
   def create(folder: pathlib.Path) -> pathlib.Path:
-    (folder / name).write_bytes(content)
-    return folder / name
+    for file, content in list_files().items():
+      path = folder / root / file
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(content)
+    return folder / root / name
 
   return create
 
@@ -83,7 +101,7 @@ def format_table(form: str, rows: list[dict[str, Any]]) -> bytes:
     parquet.write_table(pyarrow.Table.from_pylist(rows), file)
     return file.getvalue()
   if form == 'jsonl':
-    return ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows).encode()
+    return _dump_lines(rows)
   mark = {'csv': ',', 'tsv': '\t'}[form]
   quoted = '"{}"'.format if form == 'csv' else str
   return ''.join(
@@ -145,8 +163,6 @@ def _make_bad_parquet() -> list[bytes]:
 
 
 def _resolve_corpus(changes: Mapping[str, Any]) -> Any:
-  from configs import base
-
   source = base.corpus()
   source.workers = 1
   source.update_from_flattened_dict(dict(changes))
@@ -155,8 +171,6 @@ def _resolve_corpus(changes: Mapping[str, Any]) -> Any:
 
 def read_documents(path: pathlib.Path) -> list[str]:
   """Returns all documents of a file."""
-  from minilm_jax.data import documents
-
   config = _resolve_corpus({'documents.sources': str(path)}).documents
   return [
     text
@@ -165,23 +179,12 @@ def read_documents(path: pathlib.Path) -> list[str]:
   ]
 
 
-def read_words(path: pathlib.Path) -> Any:
-  from minilm_jax.data import filters
-
-  return filters.load_word_list(path)
-
-
 def read_tokenizer(path: pathlib.Path) -> Any:
-  from minilm_jax.data import tokenizer
-
   model = tokenizer.load_tokenizer(path)
   return [model.decode(ids) for ids in model.encode(TEXTS[:2])], model.starts_word()
 
 
 def read_task(path: pathlib.Path, **changes: Any) -> Any:
-  from configs import custom_task
-  from minilm_jax.tasks import examples
-
   source = custom_task.get_config()
   source.task.update(train=str(path), **changes)
   config = recipe.resolve(source, 'finetune').task
@@ -191,36 +194,20 @@ def read_task(path: pathlib.Path, **changes: Any) -> Any:
 
 
 def read_pairs(path: pathlib.Path) -> Any:
-  from minilm_jax.evaluation import minimal_pairs
-
   return minimal_pairs.read_pairs(path)
 
 
-def read_logged(path: pathlib.Path) -> Any:
-  from minilm_jax.analysis import logged_table
-
-  return logged_table.read_csv(path)
-
-
 def read_recipe(path: pathlib.Path) -> Any:
-  from tests.docstring_commands import parse
-
   return parse('show', [f'--config={path}'])
 
 
 def read_corpus(path: pathlib.Path) -> Any:
-  from minilm_jax.data import corpus
-
-  folder = path if path.name == 'corpus' else path.parent
+  folder = find_folder(path, 'corpus')
   return [corpus.load_split(folder, split).tokens.sum() for split in ('train', 'test')]
 
 
 def read_run(path: pathlib.Path) -> Any:
   """Reads runs like a report, without figures."""
-  from minilm_jax.analysis import loss_curves, runs, scores, training_sets
-  from minilm_jax.analysis.paper2 import pretraining_gap
-  from minilm_jax.analysis.report import finetune_figures
-
   paths = runs.find_runs([path if path.name == 'runs' else path.parent.parent])
   rows = [row for name, folder in paths.items() for row in runs.summarize_run(name, folder)]
   table = scores.make_score_table(runs.read_scores(paths))
@@ -245,8 +232,6 @@ def read_run(path: pathlib.Path) -> Any:
 
 
 def read_dataset(path: pathlib.Path) -> Any:
-  from minilm_jax.data import tfds
-
   root = find_folder(path, 'tfds')
   return list(tfds.read_examples(tfds.find_dataset('tiny', str(root)), 'train'))
 
@@ -258,16 +243,13 @@ PAIRS = [
   {'sentence_good': text, 'sentence_bad': text[::-1], 'paradigm': f'p{i % 2}'}
   for i, text in enumerate(TEXTS[:6])
 ]
-FEWREL = json.dumps(
-  {
-    f'P{i}': [
-      {'tokens': text.split(), 'h': ['a', 'Q1', [[1, 2]]], 't': ['b', 'Q2', [[4]]]}
-      for text in TEXTS[i::2]
-    ]
-    for i in range(2)
-  },
-  ensure_ascii=False,
-).encode()
+FEWREL = {
+  f'P{i}': [
+    {'tokens': text.split(), 'h': ['a', 'Q1', [[1, 2]]], 't': ['b', 'Q2', [[4]]]}
+    for text in TEXTS[i::2]
+  ]
+  for i in range(2)
+}
 RECIPE = (
   'from configs import base\n\n\ndef get_config():\n  """größer"""\n  config = base.corpus()\n'
   '  config.documents.sources = "microworld:30"\n  return config\n'
@@ -286,22 +268,19 @@ LOGGED = (
     for n in (100, 200, 300)
   )
 )
-METRICS = b''.join(
-  json.dumps(
-    {
-      'step': step,
-      'split': split,
-      'loss': 3.0,
-      'perplexity': 20.0,
-      'tokens': step * 4096,
-      'flops': 1e9 * step,
-      'seconds': 0.5 * step,
-    }
-  ).encode()
-  + b'\n'
+METRICS = [
+  {
+    'step': step,
+    'split': split,
+    'loss': 3.0,
+    'perplexity': 20.0,
+    'tokens': step * 4096,
+    'flops': 1e9 * step,
+    'seconds': 0.5 * step,
+  }
   for step in (10, 20, 30)
   for split in ('train', 'validation')
-)
+]
 MANIFEST = {
   'corpus': 'c' * 64,
   'tokenizer': 't' * 64,
@@ -317,15 +296,11 @@ MANIFEST = {
 @functools.cache
 def tokenizer_model() -> bytes:
   """Returns a SentencePiece model that is trained on the texts."""
-  from minilm_jax.data import tokenizer
-
   return tokenizer.train_tokenizer(TEXTS, 'bpe', 60).model
 
 
 def _corpus_files() -> dict[str, bytes]:
   """Returns the files of a corpus with 8 and 2 rows of 16 ids."""
-  from minilm_jax.data import build
-
   files, splits = {'tokenizer.model': tokenizer_model()}, {}
   for split, count in (('train', 8), ('validation', 0), ('test', 2)):
     shards = []
@@ -342,33 +317,18 @@ def _corpus_files() -> dict[str, bytes]:
       ]
     splits[split] = {'rows': count, 'tokens': count * 16, 'shards': shards}
   digest = hashlib.sha256(tokenizer_model()).hexdigest()
-  files['manifest.json'] = json.dumps(
-    {
-      'format': build.FORMAT,
-      'length': 16,
-      'vocabulary': 60,
-      'dtype': 'uint16',
-      'tokenizer': {'file': 'tokenizer.model', 'sha256': digest},
-      'splits': splits,
-      'settings': {'größer': 1},
-      'sources': [],
-      'hash': build.hash_corpus(digest, 16, splits),
-    },
-    ensure_ascii=False,
-  ).encode()
-  return files
-
-
-def create_corpus(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
-  """Returns a function that creates a corpus; `name` is the file to corrupt, '' the folder."""
-
-  def create(folder: pathlib.Path) -> pathlib.Path:
-    (folder / 'corpus').mkdir()
-    for file, content in _corpus_files().items():
-      (folder / 'corpus' / file).write_bytes(content)
-    return folder / 'corpus' / name if name else folder / 'corpus'
-
-  return create
+  manifest = {
+    'format': build.FORMAT,
+    'length': 16,
+    'vocabulary': 60,
+    'dtype': 'uint16',
+    'tokenizer': {'file': 'tokenizer.model', 'sha256': digest},
+    'splits': splits,
+    'settings': {'größer': 1},
+    'sources': [],
+    'hash': build.hash_corpus(digest, 16, splits),
+  }
+  return files | {'manifest.json': _dump(manifest)}
 
 
 def make_hostile_shards(valid: bytes) -> list[bytes]:
@@ -407,126 +367,89 @@ def make_hostile_shards(valid: bytes) -> list[bytes]:
 
 
 def write_with_hash(path: pathlib.Path, content: bytes) -> None:
-  """Writes a shard or tokenizer of a corpus, and its hash into the manifest."""
+  """Writes a file of a corpus or classifier, and its hash into the manifest."""
+  manifest = path.parent / 'manifest.json'
+  old, new = (hashlib.sha256(data).hexdigest() for data in (path.read_bytes(), content))
+  manifest.write_text(manifest.read_text().replace(old, new))
   path.write_bytes(content)
-  manifest = json.loads((path.parent / 'manifest.json').read_text())
-  for split in manifest['splits'].values():
-    for shard in split['shards']:
-      if shard['file'] == path.name:
-        shard['sha256'] = hashlib.sha256(content).hexdigest()
-  if path.name == manifest['tokenizer']['file']:
-    manifest['tokenizer']['sha256'] = hashlib.sha256(content).hexdigest()
-  (path.parent / 'manifest.json').write_text(json.dumps(manifest))
 
 
-def score_lines() -> list[dict[str, Any]]:
-  from tests import fake_runs
-
-  return [
+def _run_files() -> dict[str, bytes]:
+  """Returns the files of a pre-training run `pre` and a fine-tuning run `fine`."""
+  model = {
+    'embedding_size': 32,
+    'hidden_size': 32,
+    'intermediate_size': 64,
+    'num_heads': 8,
+    'flops_heads': 8,
+    'num_layers': 1,
+    'vocab_size': 100,
+    'max_length': 64,
+    'tied': False,
+  }
+  pretrain_config = {
+    'kind': 'pretrain',
+    'seed': 0,
+    'batch_size': 64,
+    'num_steps': 30,
+    'model': model,
+    'optimizer': {'learning_rate': 1e-3, 'größer': 1},
+    'population': {'members': 1, 'seeds': [], 'learning_rates': []},
+  }
+  finetune_config = {
+    'kind': 'finetune',
+    'checkpoint': 'runs/größer',
+    'epochs': 3.0,
+    'task': {'name': 'cola', 'filtered': False},
+  }
+  lines = [
     fake_runs.make_score_line(0.3 + 0.1 * seed, seed, pretrained, checkpoint='größer')
     for seed in range(2)
     for pretrained in (True, False)
   ]
-
-
-def create_runs(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
-  """Returns a function that creates a pre-training and a fine-tuning run.
-
-  `name` is the file to corrupt, '' the folder of both runs.
-  """
-
-  def create(folder: pathlib.Path) -> pathlib.Path:
-    model = {
-      'embedding_size': 32,
-      'hidden_size': 32,
-      'intermediate_size': 64,
-      'num_heads': 8,
-      'flops_heads': 8,
-      'num_layers': 1,
-      'vocab_size': 100,
-      'max_length': 64,
-      'tied': False,
-    }
-    runs = {
-      'pre': {
-        'config.json': {
-          'kind': 'pretrain',
-          'seed': 0,
-          'batch_size': 64,
-          'num_steps': 30,
-          'model': model,
-          'optimizer': {'learning_rate': 1e-3, 'größer': 1},
-          'population': {'members': 1, 'seeds': [], 'learning_rates': []},
-        },
-        'manifest.json': MANIFEST,
-      },
-      'fine': {
-        'config.json': {
-          'kind': 'finetune',
-          'checkpoint': 'runs/größer',
-          'epochs': 3.0,
-          'task': {'name': 'cola', 'filtered': False},
-        },
-        'manifest.json': {'parameters': {'total': 300}, 'devices': ['cpu größer']},
-      },
-    }
-    lines = score_lines()
-    predictions = [
-      {
-        'task': 'cola',
-        'split': 'validation',
-        'epoch_choice': 'last',
-        'seed': 0,
-        'learning_rate': 1e-4,
-        'member': 0,
-        'checkpoint_step': 100,
-        'pretrained': True,
-        'predictions': [0, 1],
-        'labels': [1, 1],
-        'of': 'größer',
-      }
-    ]
-    evaluations = [
-      {
-        key: line[key]
-        for key in ('epoch', 'split', 'seed', 'learning_rate', 'member', 'pretrained')
-      }
-      | {'step': 10, 'matthews': 0.5, 'of': 'größer'}
+  fields = ('epoch', 'split', 'seed', 'learning_rate', 'member', 'pretrained')
+  predictions = {
+    'task': 'cola',
+    'split': 'validation',
+    'epoch_choice': 'last',
+    'seed': 0,
+    'learning_rate': 1e-4,
+    'member': 0,
+    'checkpoint_step': 100,
+    'pretrained': True,
+    'predictions': [0, 1],
+    'labels': [1, 1],
+    'of': 'größer',
+  }
+  return {
+    'pre/config.json': _dump(pretrain_config),
+    'pre/manifest.json': _dump(MANIFEST),
+    'pre/metrics.jsonl': _dump_lines([METRICS[0] | {'größer': 1}, *METRICS[1:]]),
+    'fine/config.json': _dump(finetune_config),
+    'fine/manifest.json': _dump({'parameters': {'total': 300}, 'devices': ['cpu größer']}),
+    'fine/metrics.jsonl': _dump_lines(
+      {key: line[key] for key in fields} | {'step': 10, 'matthews': 0.5, 'of': 'größer'}
       for line in lines
-    ]
-    logs = {
-      'pre': {
-        'metrics.jsonl': METRICS.replace(b'"step": 10,', '"step": 10, "größer": 1,'.encode())
-      },
-      'fine': {
-        'metrics.jsonl': _lines(evaluations),
-        'scores.jsonl': _lines(lines),
-        'predictions.jsonl': _lines(predictions),
-      },
-    }
-    for run, files in runs.items():
-      (folder / 'runs' / run).mkdir(parents=True)
-      for file, content in files.items():
-        (folder / 'runs' / run / file).write_text(json.dumps(content, ensure_ascii=False))
-      for file, data in logs[run].items():
-        (folder / 'runs' / run / file).write_bytes(data)
-    return folder / 'runs' / name if name else folder / 'runs'
-
-  return create
+    ),
+    'fine/scores.jsonl': _dump_lines(lines),
+    'fine/predictions.jsonl': _dump_lines([predictions]),
+  }
 
 
-def _lines(records: list[dict[str, Any]]) -> bytes:
-  return ''.join(json.dumps(record, ensure_ascii=False) + '\n' for record in records).encode()
+def _dump(value: Any) -> bytes:
+  return json.dumps(value, ensure_ascii=False).encode()
 
 
-def copy_folder(
-  source: pathlib.Path, into: str, name: str
-) -> Callable[[pathlib.Path], pathlib.Path]:
+def _dump_lines(records: Iterable[Any]) -> bytes:
+  return b''.join(_dump(record) + b'\n' for record in records)
+
+
+def copy_folder(source: pathlib.Path, into: str, name: str) -> Create:
   """Returns a function that copies a folder; `name` is the file to corrupt, '' the folder."""
 
   def create(folder: pathlib.Path) -> pathlib.Path:
     shutil.copytree(source, folder / into)
-    return folder / into / name if name else folder / into
+    return folder / into / name
 
   return create
 
@@ -579,9 +502,7 @@ def make_json_input(name: str, create: Any, read: Any, command: Any, **fields: A
   return Input(name, create, read, command, **{**defaults, **fields})
 
 
-def make_corpus_command(
-  *fields: str,
-) -> Callable[[pathlib.Path, pathlib.Path], list[str]]:
+def make_corpus_command(*fields: str) -> Callable[[pathlib.Path, pathlib.Path], list[str]]:
   """Returns the command that builds a corpus with a path as the value of the last field."""
   return lambda path, work: [
     'corpus',
@@ -645,7 +566,7 @@ def list_task_inputs() -> list[Input]:
     *list_table_inputs('task', TABLE, read_task, command),
     Input(
       'task, FewRel .json',
-      create_file('a.json', FEWREL),
+      create_file('a.json', _dump(FEWREL)),
       functools.partial(read_task, markers=True),
       command,
       corruptions.replace_values,
@@ -725,7 +646,8 @@ def _list_corpus_inputs() -> list[Input]:
     name: str, file: str, read: Any = read_corpus, hostile: Any = None, **fields: Any
   ) -> Input:
     fields = {'impossible': _NO_TEXT, **fields, **({'hostile': hostile} if hostile else {})}
-    return Input(f'corpus, {name}', create_corpus(file), read, _overlap, **fields)
+    create = create_files('corpus', _corpus_files, file)
+    return Input(f'corpus, {name}', create, read, _overlap, **fields)
 
   return [
     make('folder', '', impossible={}),
@@ -747,9 +669,6 @@ def _list_corpus_inputs() -> list[Input]:
 
 
 def read_corpus_tokenizer(path: pathlib.Path) -> Any:
-  from minilm_jax.data import corpus
-  from minilm_jax.evaluation import overlap
-
   return overlap.open_tokenizer(path.parent, corpus.read_manifest(path.parent)).size
 
 
@@ -770,11 +689,11 @@ def _list_run_inputs() -> list[Input]:
     'fine/predictions.jsonl': log,
   }
   return [
-    Input('runs, folder', create_runs(''), read_run, _report),
+    Input('runs, folder', create_files('runs', _run_files), read_run, _report),
     *(
       make_json_input(
         f'run, {name}',
-        create_runs(name),
+        create_files('runs', _run_files, name),
         read_run,
         _report,
         harmless={**_FIELD, **reasons},
@@ -807,13 +726,16 @@ def list_inputs() -> list[Input]:
     Input(
       'word list, .txt',
       create_file('words.txt', listed),
-      read_words,
+      filters.load_word_list,
       words,
       lambda valid: [b'two words\n', b'a,b\n', b'a\0b\n', b'\xed\xa0\x80', b' \n\t\n'],
       harmless=_TEXT,
     ),
     *list_table_inputs(
-      'word list', [{'word': word} for word in listed.decode().split()], read_words, words
+      'word list',
+      [{'word': word} for word in listed.decode().split()],
+      filters.load_word_list,
+      words,
     )[:2],
     Input(
       'tokenizer',
@@ -835,7 +757,7 @@ def list_inputs() -> list[Input]:
       Input(
         f'logged table{suffix}',
         create_file(f'a.csv{packing}', PACK[packing](LOGGED)),
-        read_logged,
+        logged_table.read_csv,
         logged,
         damage_log_table,
         packing,
@@ -853,8 +775,6 @@ def list_inputs() -> list[Input]:
 
 def read_member(path: pathlib.Path) -> Any:
   """Reads a pre-training run without its weights."""
-  from minilm_jax.training import pretrained
-
   folder = find_folder(path, 'run')
   return (
     pretrained.load_single_config(folder),
@@ -864,8 +784,6 @@ def read_member(path: pathlib.Path) -> Any:
 
 
 def read_weights(path: pathlib.Path) -> Any:
-  from minilm_jax.training import pretrained
-
   return pretrained.load(find_folder(path, 'run'))
 
 
@@ -876,7 +794,7 @@ def list_checkpoint_inputs(run_folder: pathlib.Path) -> list[Input]:
     folder = find_folder(path, 'run')
     return ['fill-mask', f'--checkpoint={folder}', '--text=the <mask> .']
 
-  def create(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
+  def create(name: str) -> Create:
     return copy_folder(run_folder, 'run', name)
 
   arrays = [file for file in (run_folder / _LAST).rglob('*') if file.is_file()]
@@ -921,24 +839,12 @@ def list_checkpoint_inputs(run_folder: pathlib.Path) -> list[Input]:
 
 
 def read_classifier(path: pathlib.Path) -> Any:
-  from minilm_jax.tasks import classifier, committee_scores
-
   folder = find_folder(path, 'classifier-0')
   return classifier.load_classifier(folder), committee_scores.read_outputs(folder)
 
 
 def read_committee(path: pathlib.Path) -> Any:
-  from minilm_jax.tasks import committee
-
   return committee.load_committee(find_folder(path, 'committee'))
-
-
-def write_member_with_hash(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file of a classifier, and its hash into the manifest."""
-  path.write_bytes(content)
-  manifest = json.loads((path.parent / 'manifest.json').read_text())
-  manifest['files'][path.name] = hashlib.sha256(content).hexdigest()
-  (path.parent / 'manifest.json').write_text(json.dumps(manifest))
 
 
 def damage_outputs(valid: bytes) -> list[bytes]:
@@ -983,7 +889,7 @@ def list_classifier_inputs(root: pathlib.Path) -> list[Input]:
       make_json_input,
       'classifier, classifier.json',
       'classifier.json',
-      write=write_member_with_hash,
+      write=write_with_hash,
       harmless={'hostile': 'another valid name or number'},
       max_examples=40,
     ),
@@ -1000,7 +906,7 @@ def list_classifier_inputs(root: pathlib.Path) -> list[Input]:
       'outputs.npz',
       hostile=damage_outputs,
       impossible=_NO_TEXT,
-      write=write_member_with_hash,
+      write=write_with_hash,
       max_examples=7,
     ),
     make(Input, 'committee, folder', ''),
@@ -1026,7 +932,7 @@ def list_dataset_inputs(tfds_folder: pathlib.Path) -> list[Input]:
     fields = ('documents.sources=tiny', 'documents.data_dir')
     return make_corpus_command(*fields)(find_folder(path, 'tfds'), work)
 
-  def create(name: str) -> Callable[[pathlib.Path], pathlib.Path]:
+  def create(name: str) -> Create:
     return copy_folder(tfds_folder, 'tfds', name and f'tiny/10.0.0/{name}')
 
   return [
