@@ -63,9 +63,25 @@ def make_config(kind: str, **fields: Any) -> dict[str, Any]:
   return config
 
 
-def _write_config(folder: pathlib.Path, config: dict[str, Any]) -> None:
+def _write_run(
+  folder: pathlib.Path,
+  config: dict[str, Any],
+  manifest: dict[str, Any] | None = None,
+  lines: Sequence[dict[str, Any]] | None = None,
+  result: dict[str, Any] | None = None,
+) -> pathlib.Path:
+  """Writes a run into a new folder: its recipe, and the other files that are given."""
   folder.mkdir(parents=True)
-  files.write_json(folder / run_dir.CONFIG, config)
+  for name, content in (
+    (run_dir.CONFIG, config),
+    (run_dir.MANIFEST, manifest),
+    (run_dir.RESULT, result),
+  ):
+    if content is not None:
+      files.write_json(folder / name, content)
+  if lines is not None:
+    run_dir.write_lines(folder / run_dir.METRICS, lines)
+  return folder
 
 
 # Pre-training runs.
@@ -78,14 +94,10 @@ def write_pretraining_run(
 
   `updates` steps are logged. The loss at step `nan_at` is NaN.
   """
-  _write_config(folder, make_config('pretrain', num_steps=300))
-  files.write_json(
-    folder / run_dir.MANIFEST,
-    {
-      'parameters': {'embedding': 600_000, 'other': 650_000, 'total': 1_250_000},
-      'devices': ['cpu', 'cpu'],
-    },
-  )
+  manifest = {
+    'parameters': {'embedding': 600_000, 'other': 650_000, 'total': 1_250_000},
+    'devices': ['cpu', 'cpu'],
+  }
   lines = []
   for step in range(50, updates + 1, 50):
     loss = math.nan if step == nan_at else 4 + 5 * math.exp(-step / 100)
@@ -101,10 +113,8 @@ def write_pretraining_run(
     )
     if step % 100 == 0:
       lines.append({**common, 'split': 'validation', 'loss': loss, 'perplexity': math.exp(loss)})
-  run_dir.write_lines(folder / run_dir.METRICS, lines)
-  if finished:
-    files.write_json(folder / run_dir.RESULT, {'updates': updates})
-  return folder
+  result = {'updates': updates} if finished else None
+  return _write_run(folder, make_config('pretrain', num_steps=300), manifest, lines, result)
 
 
 def write_subset_run(
@@ -131,23 +141,19 @@ def write_subset_run(
     of_rows = rows
   changes = {f'model__{name}': value for name, value in (GAP_MODEL | model).items()}
   config = make_config('pretrain', num_steps=updates, batch_size=32, seed=seed, **changes)
-  _write_config(folder, config)
-  files.write_json(
-    folder / run_dir.MANIFEST,
-    {
-      'tokenizer': tokenizer,
-      'corpus': folder.name if subset else 'whole',
-      'parameters': {'total': 1000},
-      'training': {
-        'rows': rows,
-        'tokens': 100 * rows,
-        'of_rows': of_rows,
-        'of_tokens': 100 * of_rows,
-        'subset': subset,
-      },
+  manifest = {
+    'tokenizer': tokenizer,
+    'corpus': folder.name if subset else 'whole',
+    'parameters': {'total': 1000},
+    'training': {
+      'rows': rows,
+      'tokens': 100 * rows,
+      'of_rows': of_rows,
+      'of_tokens': 100 * of_rows,
+      'subset': subset,
     },
-  )
-  return folder
+  }
+  return _write_run(folder, config, manifest)
 
 
 def continue_run(folder: pathlib.Path, source: str, step: int) -> pathlib.Path:
@@ -192,18 +198,14 @@ def write_plateau_run(
       **fields,
     },
   )
-  _write_config(folder, config)
-  files.write_json(
-    folder / run_dir.MANIFEST,
-    {
-      'corpus': corpus,
-      'tokenizer': tokenizer,
-      'parameters': {'embedding': 600, 'other': 400, 'total': 1000},
-      'flops_per_row': {'honey': per_row, 'kaplan': per_row, 'actual': per_row},
-      'warmup': 50,
-      'devices': ['cpu'],
-    },
-  )
+  manifest = {
+    'corpus': corpus,
+    'tokenizer': tokenizer,
+    'parameters': {'embedding': 600, 'other': 400, 'total': 1000},
+    'flops_per_row': {'honey': per_row, 'kaplan': per_row, 'actual': per_row},
+    'warmup': 50,
+    'devices': ['cpu'],
+  }
   lines = []
   for step in range(PLATEAU_EVALUATION_STEPS, updates + 1, PLATEAU_EVALUATION_STEPS):
     rows = step * config['batch_size']
@@ -221,10 +223,8 @@ def write_plateau_run(
       )
       if step == planned:
         lines.append(lines[-1] | {'split': 'test', 'loss': lines[-1]['loss'] + 0.1})
-  run_dir.write_lines(folder / run_dir.METRICS, lines)
-  if updates == planned:
-    files.write_json(folder / run_dir.RESULT, {'updates': updates})
-  return folder
+  result = {'updates': updates} if updates == planned else None
+  return _write_run(folder, config, manifest, lines, result)
 
 
 def count_parameters(shape: ModelShape) -> tuple[int, int, float]:
@@ -269,33 +269,27 @@ def write_scaling_run(
     f'population__{name}': value
     for name, value in ({'members': members} | (population or {})).items()
   }
-  _write_config(
-    folder,
-    make_config(
-      'pretrain',
-      seed=seed,
-      batch_size=SCALING_BATCH_SIZE,
-      num_steps=planned,
-      optimizer__learning_rate=1e-3,
-      model__embedding_size=model.embedding,
-      model__hidden_size=model.hidden,
-      model__intermediate_size=model.feed_forward,
-      model__flops_heads=model.heads,
-      model__num_layers=model.layers,
-      model__vocab_size=model.vocabulary,
-      model__max_length=ROW_LENGTH,
-      **changes,
-    ),
+  config = make_config(
+    'pretrain',
+    seed=seed,
+    batch_size=SCALING_BATCH_SIZE,
+    num_steps=planned,
+    optimizer__learning_rate=1e-3,
+    model__embedding_size=model.embedding,
+    model__hidden_size=model.hidden,
+    model__intermediate_size=model.feed_forward,
+    model__flops_heads=model.heads,
+    model__num_layers=model.layers,
+    model__vocab_size=model.vocabulary,
+    model__max_length=ROW_LENGTH,
+    **changes,
   )
-  files.write_json(
-    folder / run_dir.MANIFEST,
-    {
-      'parameters': {'embedding': embedding, 'other': other, 'total': embedding + other},
-      'warmup': 20,
-      'flops_per_row': {'honey': flops, 'kaplan': 6.0 * other * ROW_LENGTH, 'actual': flops / 3},
-      'devices': ['cpu'],
-    },
-  )
+  manifest = {
+    'parameters': {'embedding': embedding, 'other': other, 'total': embedding + other},
+    'warmup': 20,
+    'flops_per_row': {'honey': flops, 'kaplan': 6.0 * other * ROW_LENGTH, 'actual': flops / 3},
+    'devices': ['cpu'],
+  }
   lines = []
   for step in range(every, updates + 1, every):
     rows = step * SCALING_BATCH_SIZE
@@ -315,11 +309,8 @@ def write_scaling_run(
             'flops': rows * flops / 3,
           }
         )
-  if lines:
-    run_dir.write_lines(folder / run_dir.METRICS, lines)
-  if finished:
-    files.write_json(folder / run_dir.RESULT, {'updates': updates})
-  return folder
+  result = {'updates': updates} if finished else None
+  return _write_run(folder, config, manifest, lines or None, result)
 
 
 # Fine-tuning runs.
@@ -374,7 +365,7 @@ def write_finetune_config(
   """
   changes = {f'task__{name}': value for name, value in task_fields.items()}
   config = make_config('finetune', task__name=task, epochs=epochs, **changes)
-  _write_config(folder, {**config, 'checkpoint': checkpoint, 'starts': list(starts)})
+  _write_run(folder, {**config, 'checkpoint': checkpoint, 'starts': list(starts)})
 
 
 def write_finetune_run(
@@ -474,20 +465,14 @@ def write_ngram_baselines(
   split: str = 'validation',
 ) -> pathlib.Path:
   """Writes n-gram baselines, one loss a predictor, on the corpus of `write_plateau_run`."""
-  _write_config(
-    folder,
-    {
-      'kind': 'baselines',
-      'corpus': corpus,
-      'rows': rows,
-      'subset': {'rows': 0, 'tokens': 0, 'shuffle_seed': shuffle_seed},
-    },
-  )
-  files.write_json(
-    folder / run_dir.RESULT,
-    {'rows': [{'predictor': name, 'split': split, 'loss': loss} for name, loss in losses.items()]},
-  )
-  return folder
+  config = {
+    'kind': 'baselines',
+    'corpus': corpus,
+    'rows': rows,
+    'subset': {'rows': 0, 'tokens': 0, 'shuffle_seed': shuffle_seed},
+  }
+  measured = [{'predictor': name, 'split': split, 'loss': loss} for name, loss in losses.items()]
+  return _write_run(folder, config, result={'rows': measured})
 
 
 def write_examples(folder: pathlib.Path, **splits: list[dict[str, Any]]) -> str:
