@@ -10,6 +10,7 @@ from typing import Any
 from configs import base
 from minilm_jax.core import recipe, run_dir
 from minilm_jax.core.corpus_config import CorpusConfig
+from tests.run_files import read_files
 
 WORDS = 'the king queen cat dog saw and liked old house because was tired again'.split()
 
@@ -55,14 +56,10 @@ def make_corpus_config(sources: list[str], **changes: Any) -> CorpusConfig:
   return recipe.resolve(config, 'corpus')
 
 
-def read_files(folder: pathlib.Path) -> dict[str, bytes]:
-  return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir()}
-
-
-def read_corpus(folder: pathlib.Path) -> tuple[dict[str, bytes], dict[str, Any]]:
+def read_corpus(folder: pathlib.Path) -> tuple[dict[pathlib.Path, bytes], dict[str, Any]]:
   """Returns the bytes of all other files, and the manifest without times and workers."""
-  contents = read_files(folder)
-  manifest = json.loads(contents.pop(run_dir.MANIFEST))
+  contents = read_files(pathlib.Path(folder))
+  manifest = json.loads(contents.pop(pathlib.Path(run_dir.MANIFEST)))
   for stage in manifest['stages'].values():
     for name in ('seconds', 'processor_seconds', 'workers'):
       stage.pop(name, None)

@@ -1,6 +1,7 @@
 """Filter shards: merged shards equal the result of one process, in any order of work."""
 
 import collections
+import pathlib
 import random
 
 import numpy as np
@@ -10,7 +11,8 @@ from etils import epath
 from minilm_jax.core.corpus_config import CorpusConfig, SplitConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filter_shards, filtering, filters, tfds
-from tests.filter_cases import WORDS, make_corpus_config, read_files, write_sources
+from tests.filter_cases import WORDS, make_corpus_config, write_sources
+from tests.run_files import read_files
 
 
 @pytest.fixture
@@ -56,8 +58,8 @@ def test_merged_shards_equal_a_single_process(tmp_path, work, monkeypatch, words
   sources, single = documents.expand_sources(config.documents), epath.Path(tmp_path) / 'single'
   expected = filtering.LocalRunner(1).filter_corpus(config, sources, words, single)
   summary = filter_in_shards(config, words, work, dice)
-  assert read_files(tmp_path / 'merged') == read_files(single)
-  assert any(read_files(single).values())
+  assert read_files(tmp_path / 'merged') == read_files(pathlib.Path(single))
+  assert any(read_files(pathlib.Path(single)).values())
   assert summary.pop('processor_seconds') > 0
   assert summary == {name: expected[name] for name in summary}
   assert summary['passes']['sentences_repeated'] > 10
