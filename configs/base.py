@@ -10,49 +10,33 @@ import dataclasses
 
 from ml_collections import config_dict
 
-from minilm_jax.core.config import FinetuneConfig, OptimizerConfig, RunConfig
+from minilm_jax.core.config import FinetuneConfig, RunConfig
 from minilm_jax.core.corpus_config import CorpusConfig
-from minilm_jax.core.model_config import EncoderConfig
 
 
-def _as_recipe(values):
+def _make_recipe(fields):
+  """Returns a ConfigDict of nested fields, with comma-separated text for several values."""
   recipe = config_dict.ConfigDict()
-  for name, value in values.items():
+  for name, value in fields.items():
     if isinstance(value, dict):
-      recipe[name] = _as_recipe(value)
-    else:
-      recipe[name] = ','.join(map(str, value)) if isinstance(value, tuple) else value
+      value = _make_recipe(value)
+    recipe[name] = ','.join(map(str, value)) if isinstance(value, tuple) else value
   return recipe
-
-
-def recipe_defaults(config_type):
-  """Returns a ConfigDict with the default of every field of a configuration type."""
-  return _as_recipe(dataclasses.asdict(config_type()))
-
-
-def optimizer():
-  """Returns the group `optimizer` of pre-training."""
-  return recipe_defaults(OptimizerConfig)
-
-
-def model():
-  """Returns the group `model`."""
-  return recipe_defaults(EncoderConfig)
 
 
 def pretrain():
   """Returns the recipe of one pre-training run."""
-  return recipe_defaults(RunConfig)
+  return _make_recipe(dataclasses.asdict(RunConfig()))
 
 
 def corpus():
   """Returns the recipe of a corpus: text to rows."""
-  return recipe_defaults(CorpusConfig)
+  return _make_recipe(dataclasses.asdict(CorpusConfig()))
 
 
 def finetune():
   """Returns the recipe of a checkpoint on a task, with several seeds and learning rates."""
-  return recipe_defaults(FinetuneConfig)
+  return _make_recipe(dataclasses.asdict(FinetuneConfig()))
 
 
 def get_config():

@@ -38,17 +38,17 @@ def test_every_flag_of_a_path_expands_the_home_folder(monkeypatch):
   monkeypatch.setenv('HOME', '/home/me')
   expanded = set()
   for name, command in COMMANDS.items():
-    if command.kinds or not command.flags:
-      continue
-    declared = {flag.rstrip('*'): flags.FLAGS[flag.rstrip('*')] for flag in command.flags}
-    _, options, _ = parse(
-      name,
-      [f'--{word}=~/x' for word, flag in declared.items() if flag.kind is str and not flag.choices],
-    )
+    declared = {word.rstrip('*'): flags.FLAGS[word.rstrip('*')] for word in command.flags}
+    words = [
+      f'--{word}={flag.choices[0] if flag.choices else "~/x"}'
+      for word, flag in declared.items()
+      if flag.kind is str
+    ]
+    options, _, _ = flags._parse_words(name, command, words, {})
     expanded |= {flag for flag, value in vars(options).items() if value == '/home/me/x'}
   assert expanded == {
     *('workdir', 'checkpoint', 'corpus', 'from', 'pairs', 'logged', 'base'),
-    *('preregistration', 'members', 'committee', 'classifier', 'file'),
+    *('preregistration', 'members', 'committee', 'classifier', 'file', 'init_from', 'topology'),
   }
 
 

@@ -292,13 +292,6 @@ def test_flags_accept_the_forms_of_absl(arguments: list[str], monkeypatch):
   assert (config.model.num_heads, config.batch_size, config.model.tied, paths) == (2, 8, True, [])
 
 
-def test_a_file_of_a_topology_may_be_in_the_home_folder(monkeypatch):
-  monkeypatch.chdir(ROOT)
-  monkeypatch.setenv('HOME', '/home/me')
-  _, values, _ = parse('preflight', [TINY, '--topology=~/gpu.txtpb'])
-  assert values.topology == '/home/me/gpu.txtpb'
-
-
 def test_a_value_may_contain_flags_and_separators(monkeypatch):
   monkeypatch.chdir(ROOT)
   _, values, _ = parse(

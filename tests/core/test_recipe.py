@@ -2,8 +2,6 @@
 
 import copy
 import dataclasses
-import importlib
-import inspect
 import json
 import math
 import pathlib
@@ -13,7 +11,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from ml_collections import config_dict
 
 from configs import base
 from minilm_jax.core import config, corpus_config, recipe, run_dir
@@ -200,24 +197,6 @@ def test_every_field_is_used():
   assert not unused, (
     f'nothing reads {", ".join(unused)}: use the field, or take it out of config.py and configs/'
   )
-
-
-def list_functions() -> Iterator[tuple[str, str]]:
-  """Yields the functions of recipe files that have no required parameters."""
-  for path in sorted((ROOT / 'configs').glob('[!_]*.py')):
-    module = importlib.import_module(f'configs.{path.stem}')
-    for name, function in inspect.getmembers(module, inspect.isfunction):
-      parameters = inspect.signature(function).parameters.values()
-      if all(parameter.default is not parameter.empty for parameter in parameters):
-        yield path.stem, name
-
-
-@pytest.mark.parametrize('stem, name', list(list_functions()))
-def test_every_recipe_function_resolves(stem: str, name: str):
-  resolved = getattr(importlib.import_module(f'configs.{stem}'), name)()
-  assert isinstance(resolved, config_dict.ConfigDict)
-  if 'kind' in resolved:  # or else it is a group of fields
-    recipe.resolve(resolved, resolved.kind)
 
 
 HOSTILE = (
