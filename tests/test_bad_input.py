@@ -188,43 +188,11 @@ def test_bad_input_is_refused(
     assert read_peak_memory() - start_memory < corruptions.HUGE // 2
 
 
+# tests/cli/test_main.py has missing and misspelt commands, flags, values and recipes.
 ARGUMENTS = {
-  'missing': [
-    ['report', '--logged'],
-    ['show', '--config'],
-    ['corpus', '--workdir'],
-    ['evaluate', '--checkpoint'],
-  ],
-  'empty': [
-    ['show', '--config='],
-    ['evaluate', '--checkpoint='],
-    ['report', '', '--workdir=W'],
-    [''],
-  ],
-  'swapped': [
-    ['show', '--config=FOLDER'],
-    ['report', 'FILE', '--workdir=W'],
-    ['report', '--logged=FOLDER', '--workdir=W'],
-    ['predict', '--classifier=FILE', '--text=a'],
-    ['report', '--logged=FILE', '--workdir=FILE'],
-  ],
-  'other type': [
-    ['report', 'FOLDER', '--bootstrap_samples=many'],
-    ['report', 'FOLDER', '--bootstrap_samples=1.5'],
-    ['report', 'FOLDER', '--confusion=7'],
-    ['sweep', '--config=configs/paper1_grids.py', '--seconds=soon'],
-  ],
-  'truncated': [
-    ['repor'],
-    ['report', 'FOLDER', '--draw=5'],
-    ['show', '--config=configs/tiny'],
-    ['show', '-'],
-  ],
-  'flipped': [
-    ['report', 'FOLDER', '--drbws=5'],
-    ['sepcrt', 'FOLDER'],
-    ['show', '--config=configs/tiny.qy'],
-  ],
+  'empty': [['report', '', '--workdir=W'], ['']],
+  'swapped': [['report', 'FILE', '--workdir=W'], ['report', '--logged=FILE', '--workdir=FILE']],
+  'truncated': [['show', '-']],
   'UTF-16': [
     ['show', '--config=\udcff\udcfec'],
     ['fill-mask', '--checkpoint=FOLDER', '--text=\udcff\udcfe<mask>'],
@@ -263,7 +231,7 @@ ARGUMENTS = {
 }
 
 
-@pytest.mark.parametrize('way', WAYS)
+@pytest.mark.parametrize('way', ARGUMENTS)
 def test_bad_flags_are_refused(
   way: str,
   tmp_path: pathlib.Path,
