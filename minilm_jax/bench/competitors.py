@@ -45,7 +45,6 @@ _SUPPORTED_VALUES = {
 _MICRO_BATCH_ROWS = (16, 4)  # sizes to try on a CPU, in addition to the batch
 _FIRST_STEP_SECONDS = 300  # time limit of a first step, which can compile
 _TRIALS = 3
-_TRAINER_LIBRARIES = ('torch', 'transformers', 'accelerate')
 
 
 def check_competitor(config: RunConfig, competitor: str, platform: str) -> None:
@@ -186,28 +185,11 @@ def time_hf_trainer(
 
   Returns:
     `seconds` and `updates`.
-
-  Raises:
-    InputError: a library is not installed, or RoBERTa lacks a field of the model.
   """
-  check_trainer(shape)
   updates = math.ceil(config.epochs * math.ceil(len(rows) / config.batch_size))
   make_step = functools.partial(_build_trainer, threads, config, shape, rows, labels, classes)
   with contextlib.closing(timing.start_worker('Hugging Face Trainer', make_step)) as worker:
     return worker(updates)
-
-
-def check_trainer(shape: EncoderConfig) -> None:
-  """Raises InputError if a library is not installed or RoBERTa lacks a field of the model."""
-  for library in _TRAINER_LIBRARIES:
-    require_library(library, 'hf', 'the Hugging Face Trainer')
-  for field, value in (('encoder', ''), ('norm', 'post'), ('positions', 'learned')):
-    if getattr(shape, field) != value:
-      raise InputError(
-        'the Hugging Face Trainer',
-        f'model.{field}={getattr(shape, field)!r}, which RoBERTa lacks',
-        f'give model.{field}={value!r}',
-      )
 
 
 def _build_trainer(*arguments: Any) -> timing.TimedStep:

@@ -24,7 +24,7 @@ from rich import table as rich_table
 from minilm_jax.bench import competitors, machine
 from minilm_jax.core import backend, progress, recipe
 from minilm_jax.core.config import FinetuneConfig
-from minilm_jax.core.errors import InputError
+from minilm_jax.core.errors import InputError, require_library
 from minilm_jax.tasks import finetune_results, suite, task_data
 from minilm_jax.training import pretrained
 
@@ -38,6 +38,14 @@ def get_config(task):
 '''
 TRAINER_COMPETITOR = 'hf'
 _SOLO_SUFFIX = '-alone'
+# Fields of the model that a RoBERTa of the same sizes has.
+_ROBERTA = {
+  'encoder': '',
+  'norm': 'post',
+  'positions': 'learned',
+  'convolutions': 0,
+  'short_convolution': 0,
+}
 
 
 def bench_finetuning(
@@ -71,7 +79,7 @@ def bench_finetuning(
     raise InputError(f'--checkpoint={checkpoint}', f'{count} checkpoints', 'give one checkpoint')
   (source,) = runs
   if competitor:
-    _check_roberta(configs, source)
+    _check_trainer(configs, source)
   load, tasks = machine.read_load(), {}
   datasets = {name: _prepare_data(config, source) for name, config in configs.items()}
   with tempfile.TemporaryDirectory() as folder:
@@ -100,23 +108,24 @@ def bench_finetuning(
   return {'tasks': tasks, 'seconds': seconds, **ratios, **conditions}
 
 
-def _check_roberta(configs: Mapping[str, FinetuneConfig], source: str) -> None:
+def _check_trainer(configs: Mapping[str, FinetuneConfig], source: str) -> None:
   """Raises InputError if the Trainer is not installed, or RoBERTa lacks a part of model or head."""
+  subject = f'--compare_with={TRAINER_COMPETITOR} for {source}'
+  for library in ('torch', 'transformers', 'accelerate'):
+    require_library(library, 'hf', subject)
   model = pretrained.load_single_config(source).model
-  fields = ('convolutions', 'short_convolution', 'encoder')
-  parts = [(f'model.{name}', getattr(model, name)) for name in fields if getattr(model, name)]
-  parts += [
-    (f'head.ensemble_size of {name}', config.head.ensemble_size)
+  parts = [
+    (f'head.ensemble_size of {name}', config.head.ensemble_size, 1)
     for name, config in configs.items()
-    if config.head.ensemble_size > 1
   ]
-  for name, value in parts:
-    raise InputError(
-      f'--compare_with={TRAINER_COMPETITOR} for {source}',
-      f'{name} is {value}; RoBERTa has no convolutions and one head',
-      'remove --compare_with, or give another model or recipe',
-    )
-  competitors.check_trainer(model)
+  parts += [(f'model.{name}', getattr(model, name), value) for name, value in _ROBERTA.items()]
+  for name, value, of_roberta in parts:
+    if value != of_roberta:
+      raise InputError(
+        subject,
+        f'{name}={value!r}; RoBERTa has {of_roberta!r}',
+        'remove --compare_with, or give another model or recipe',
+      )
 
 
 def _prepare_data(config: FinetuneConfig, source: str) -> task_data.TaskData:

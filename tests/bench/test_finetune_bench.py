@@ -87,7 +87,7 @@ def test_the_trainer_counts_for_each_member_with_the_faster_threads(
     return {'seconds': 7.0 + threads}
 
   monkeypatch.setattr(competitors, 'time_hf_trainer', time_trainer)
-  monkeypatch.setattr(competitors, 'check_trainer', lambda shape: None)  # RoBERTa is post-norm
+  monkeypatch.setattr(finetune_bench, '_check_trainer', lambda *_: None)  # RoBERTa is post-norm
   monkeypatch.setattr(finetune_bench.backend, 'count_cores', lambda: 4)
   monkeypatch.setattr(
     finetune_bench.machine, 'list_versions', lambda *names: dict.fromkeys(names, '1')
@@ -118,39 +118,39 @@ def test_invalid_settings_are_refused(
   assert not commands
 
 
+@pytest.mark.parametrize(
+  'model, heads, part',
+  [
+    ({'norm': 'pre'}, 1, "model.norm='pre'"),
+    ({'positions': 'rotary'}, 1, "model.positions='rotary'"),
+    ({'convolutions': 2, 'kernel': (3, 3), 'channels': 4}, 1, 'model.convolutions=2'),
+    ({}, 3, 'head.ensemble_size of it=3'),
+  ],
+)
 def test_models_that_roberta_lacks_are_refused_with_the_trainer_only(
-  commands: dict, tiny_run: pathlib.Path, monkeypatch
+  model: dict, heads: int, part: str, commands: dict, tiny_run: pathlib.Path, monkeypatch
 ):
-  with pytest.raises(InputError, match='head.ensemble_size of it is 3'):
-    finetune_bench.bench_finetuning(
-      {'it': make_config(**{'head.ensemble_size': 3})}, str(tiny_run), 'hf'
-    )
-  result = finetune_bench.pretrained.load_single_config(tiny_run)
-  model = dataclasses.replace(result.model, convolutions=2, kernel=(3, 3), channels=4)
-  monkeypatch.setattr(
-    finetune_bench.pretrained,
-    'load_single_config',
-    lambda source: dataclasses.replace(result, model=model),
-  )
-  with pytest.raises(InputError, match='model.convolutions is 2'):
-    finetune_bench.bench_finetuning({'it': make_config()}, str(tiny_run), 'hf')
+  run = finetune_bench.pretrained.load_single_config(tiny_run)
+  fields = {'norm': 'post', 'positions': 'learned', **model}
+  run = dataclasses.replace(run, model=dataclasses.replace(run.model, **fields))
+  monkeypatch.setattr(finetune_bench.pretrained, 'load_single_config', lambda source: run)
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: 'installed')
+  configs = {'it': make_config(**{'head.ensemble_size': heads})}
+  with pytest.raises(InputError, match=part):
+    finetune_bench.bench_finetuning(configs, str(tiny_run), 'hf')
   assert not commands
-  assert (
-    finetune_bench.bench_finetuning({'it': make_config()}, str(tiny_run), '')['seconds'][
-      'population'
-    ]
-    == SECONDS['population']
-  )
+  result = finetune_bench.bench_finetuning(configs, str(tiny_run), '')
+  assert result['seconds']['population'] == SECONDS['population']
 
 
-@pytest.mark.parametrize('missing', [None, 'accelerate'])
-def test_the_trainer_is_checked_before_any_timing(
-  commands: dict, tiny_run: pathlib.Path, monkeypatch, missing: str | None
+@pytest.mark.parametrize('missing', ['torch', 'transformers', 'accelerate'])
+def test_a_missing_library_of_the_trainer_is_refused_before_any_timing(
+  missing: str, commands: dict, tiny_run: pathlib.Path, monkeypatch
 ):
   monkeypatch.setattr(
     importlib.util, 'find_spec', lambda name: None if name == missing else 'installed'
   )
-  with pytest.raises(InputError, match=missing or "model.norm='pre'"):
+  with pytest.raises(InputError, match=rf'{missing}(.|\n)*minilm_jax\[hf\]'):
     finetune_bench.bench_finetuning({'it': make_config()}, str(tiny_run), 'hf')
   assert not commands
 

@@ -1,7 +1,6 @@
 """The Hugging Face Trainer: its model and loss equal ours."""
 
 import dataclasses
-import importlib.util
 from typing import Any
 
 import jax
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 
 from minilm_jax.bench import competitors
-from minilm_jax.core.errors import InputError
 from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data import tokenizer
 from minilm_jax.tasks import finetune_step
@@ -116,28 +114,3 @@ def test_the_trainer_is_timed_in_a_worker_process(hf_trainer, capfd):
   assert set(result) == {'seconds', 'updates'} and result['seconds'] > 0
   assert result['updates'] == 6  # 40 rows are three batches, the last with 8 rows
   assert capfd.readouterr() == ('', '')
-
-
-@pytest.mark.parametrize(
-  'changes, part',
-  [({'norm': 'pre'}, "model.norm='pre'"), ({'positions': 'rotary'}, "model.positions='rotary'")],
-)
-def test_models_that_roberta_lacks_are_refused_before_a_process_starts(
-  changes: dict, part: str, monkeypatch: pytest.MonkeyPatch
-):
-  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: 'installed')
-  monkeypatch.setattr(
-    competitors.timing, 'start_worker', lambda *arguments: pytest.fail('a process started')
-  )
-  shape = dataclasses.replace(SHAPE, **changes)
-  with pytest.raises(InputError, match=part):
-    competitors.time_hf_trainer(CONFIG, shape, ROWS, LABELS, 2, 1)
-
-
-@pytest.mark.parametrize('missing', ['torch', 'transformers', 'accelerate'])
-def test_a_missing_library_is_refused(missing: str, monkeypatch: pytest.MonkeyPatch):
-  monkeypatch.setattr(
-    importlib.util, 'find_spec', lambda name: None if name == missing else 'installed'
-  )
-  with pytest.raises(InputError, match=rf'{missing}(.|\n)*minilm_jax\[hf\]'):
-    competitors.time_hf_trainer(CONFIG, SHAPE, ROWS, LABELS, 2, 1)
