@@ -22,7 +22,6 @@ A kill is sent at one of these moments:
 
 import argparse
 import collections
-import dataclasses
 import json
 import os
 import pathlib
@@ -34,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -80,59 +79,46 @@ SCHEDULE = (
 SMALL_MODEL = ('--config.model.embedding_size=32', '--config.model.hidden_size=32')
 
 
-@dataclasses.dataclass(frozen=True)
-class Command:
-  """A command of `minilm` without its --workdir."""
+def list_commands(reference: pathlib.Path) -> dict[str, tuple[str, ...]]:
+  """Returns arguments without --workdir by name of a command.
 
-  name: str
-  arguments: tuple[str, ...]
-
-
-def list_commands(reference: pathlib.Path) -> list[Command]:
-  """Returns the commands; each needs only the results of earlier ones in the folder `reference`."""
+  A command needs only the results of earlier ones in the folder `reference`.
+  """
   corpus, run = f'--config.corpus={reference}/corpus', f'--checkpoint={reference}/pretrain'
   pretrain = ('pretrain', '--config=configs/tiny.py', corpus, *SMALL_MODEL, *SCHEDULE)
-  return [
-    Command('corpus', ('corpus', '--config=configs/tiny.py:corpus', '--config.workers=2')),
-    Command('pretrain', pretrain),
-    Command('population', (*pretrain, '--config.population.members=2')),
-    Command('continued', (*pretrain, f'--init_from={reference}/pretrain@220', '--init_optimizer')),
-    Command(
+  return {
+    'corpus': ('corpus', '--config=configs/tiny.py:corpus', '--config.workers=2'),
+    'pretrain': pretrain,
+    'population': (*pretrain, '--config.population.members=2'),
+    'continued': (*pretrain, f'--init_from={reference}/pretrain@220', '--init_optimizer'),
+    'sweep': (
       'sweep',
-      (
-        'sweep',
-        '--config=configs/cpu_grid.py:e32-h32-f64-a8-l1,e32-h32-f64-a8-l2',
-        corpus,
-        *SCHEDULE,
-        '--config.model.vocab_size=512',
-        '--config.num_steps=80',
-        '--config.population.members=2',
-      ),
+      '--config=configs/cpu_grid.py:e32-h32-f64-a8-l1,e32-h32-f64-a8-l2',
+      corpus,
+      *SCHEDULE,
+      '--config.model.vocab_size=512',
+      '--config.num_steps=80',
+      '--config.population.members=2',
     ),
-    Command(
+    'finetune': (
       'finetune',
-      (
-        'finetune',
-        '--config=configs/paper1_tasks.py:microworld/acceptability,microworld/sentiment',
-        run,
-        '--with_scratch',
-        '--config.seeds=0,1',
-        '--config.task.max_train_examples=512',
-        '--config.epochs=3',
-        '--config.predictions=True',
-        '--config.save_classifiers=True',
-      ),
+      '--config=configs/paper1_tasks.py:microworld/acceptability,microworld/sentiment',
+      run,
+      '--with_scratch',
+      '--config.seeds=0,1',
+      '--config.task.max_train_examples=512',
+      '--config.epochs=3',
+      '--config.predictions=True',
+      '--config.save_classifiers=True',
     ),
-    Command('minimal pairs', ('evaluate', run, f'--pairs={reference}/pairs.jsonl')),
-    Command(
-      'report', ('report', *(f'{reference}/{name}' for name in ('pretrain', 'finetune', 'sweep')))
-    ),
-  ]
+    'minimal pairs': ('evaluate', run, f'--pairs={reference}/pairs.jsonl'),
+    'report': ('report', *(f'{reference}/{name}' for name in ('pretrain', 'finetune', 'sweep'))),
+  }
 
 
-def start_command(command: Command, folder: pathlib.Path) -> subprocess.Popen:
+def start_command(arguments: Sequence[str], folder: pathlib.Path) -> subprocess.Popen:
   """Starts a command in a new process group; its output goes to a log next to `folder`."""
-  words = [sys.executable, '-m', 'minilm_jax', *command.arguments, f'--workdir={folder}']
+  words = [sys.executable, '-m', 'minilm_jax', *arguments, f'--workdir={folder}']
   with open(folder.parent / f'{folder.name}.log', 'ab') as log:
     return subprocess.Popen(
       words,
@@ -253,12 +239,12 @@ def compare(expected: dict[str, Any], actual: dict[str, Any]) -> list[str]:
 
 
 def run_trial(
-  command: Command, folder: pathlib.Path, seconds: float, generator: random.Random
+  arguments: Sequence[str], folder: pathlib.Path, seconds: float, generator: random.Random
 ) -> Iterator[tuple[str, str]]:
   """Kills a command up to MAX_KILLS times and lets it finish.
 
   Args:
-    command: the command.
+    arguments: the command without --workdir.
     folder: its work directory.
     seconds: duration of the uninterrupted command.
     generator: draws the number of kills and their moments.
@@ -268,21 +254,21 @@ def run_trial(
   """
   for _ in range(generator.randint(1, MAX_KILLS)):
     moment = generator.choice(MOMENTS)
-    process = start_command(command, folder)
+    process = start_command(arguments, folder)
     delay = (MAX_START_SECONDS if moment == 'start' else seconds) * generator.random()
     if not wait_for_moment(process, folder, moment, delay):
       return
     status = kill(process, moment)
     is_wrong = moment == 'signal' and status not in (0, 128 + signal.SIGTERM, -signal.SIGTERM)
     yield moment, f'status {status} after SIGTERM' if is_wrong else ''
-  status = start_command(command, folder).wait()
+  status = start_command(arguments, folder).wait()
   if status:
     yield 'finish', f'status {status}'
 
 
 def run_references(
   folder: pathlib.Path, only: list[str]
-) -> dict[Command, tuple[float, dict[str, Any]]]:
+) -> dict[str, tuple[float, dict[str, Any]]]:
   """Runs commands uninterrupted, up to the last one in `only`, in subfolders of `folder`.
 
   Returns:
@@ -294,20 +280,20 @@ def run_references(
   pairs = [{'sentence_good': good, 'sentence_bad': bad} for good, bad in PAIRS * 40]
   (folder / 'pairs.jsonl').write_text(''.join(json.dumps(pair) + '\n' for pair in pairs))
   commands = list_commands(folder)
-  selected = [command for command in commands if not only or command.name in only]
+  selected = [name for name in commands if not only or name in only]
   references = {}
-  for command in commands[: commands.index(selected[-1]) + 1]:
-    workdir = folder / command.name.replace(' ', '-')
+  for name in list(commands)[: list(commands).index(selected[-1]) + 1]:
+    workdir = folder / name.replace(' ', '-')
     for _ in range(2):  # the first run fills the compilation cache, the second is timed
       shutil.rmtree(workdir, ignore_errors=True)
       start = time.monotonic()
-      if start_command(command, workdir).wait():
+      if start_command(commands[name], workdir).wait():
         print((workdir.parent / f'{workdir.name}.log').read_text(), file=sys.stderr)
         sys.exit(1)
     seconds = time.monotonic() - start
-    print(f'{command.name}: {seconds:.1f} s uninterrupted', flush=True)
-    if command in selected:
-      references[command] = seconds, read_contents(workdir)
+    print(f'{name}: {seconds:.1f} s uninterrupted', flush=True)
+    if name in selected:
+      references[name] = seconds, read_contents(workdir)
   return references
 
 
@@ -315,27 +301,28 @@ def run_campaign(minutes: float, seed: int, only: list[str], folder: pathlib.Pat
   """Runs trials for a number of minutes, prints their results and returns the exit status."""
   (folder / 'reference').mkdir(parents=True)
   references = run_references(folder / 'reference', only)
-  commands, generator = list(references), random.Random(seed)
+  names, commands = list(references), list_commands(folder / 'reference')
+  generator = random.Random(seed)
   kills, lost_seconds = collections.Counter(), collections.defaultdict(list)
   differing = collections.Counter()
   deadline, number = time.monotonic() + 60 * minutes, 0
   while time.monotonic() < deadline:
-    command, workdir = commands[number % len(commands)], folder / f'trial-{number}'
-    seconds, expected = references[command]
+    name, workdir = names[number % len(names)], folder / f'trial-{number}'
+    seconds, expected = references[name]
     start = time.monotonic()
-    events = list(run_trial(command, workdir, seconds, generator))
+    events = list(run_trial(commands[name], workdir, seconds, generator))
     elapsed, number = time.monotonic() - start, number + 1
     faults = [fault for _, fault in events if fault] or compare(expected, read_contents(workdir))
-    kills.update((command.name, moment) for moment, _ in events)
+    kills.update((name, moment) for moment, _ in events)
     if events:
-      lost_seconds[command.name].append((elapsed - seconds) / len(events))
+      lost_seconds[name].append((elapsed - seconds) / len(events))
     if faults:
-      differing[command.name] += 1
+      differing[name] += 1
       moments = ', '.join(moment for moment, _ in events)
-      print(f'{workdir}, {command.name} after {moments}: {"; ".join(faults[:5])}', flush=True)
+      print(f'{workdir}, {name} after {moments}: {"; ".join(faults[:5])}', flush=True)
     else:
       shutil.rmtree(workdir)
-  print_table([command.name for command in commands], kills, differing, lost_seconds)
+  print_table(names, kills, differing, lost_seconds)
   return 1 if differing else 0
 
 
