@@ -2,8 +2,6 @@
 
 import pytest
 
-from configs import glue
-from minilm_jax.core import recipe
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import microworld
 from minilm_jax.tasks import metrics, task
@@ -55,10 +53,3 @@ def test_a_converted_task_has_the_metrics_of_its_kind(task: task.Task):
 def test_an_unknown_task_is_refused_with_the_nearest_name():
   with pytest.raises(InputError, match="'cola'"):
     task.find_task('cla')
-
-
-@pytest.mark.parametrize('name', [*task.TASKS, 'no such task'])
-def test_the_glue_recipe_resolves_with_any_name(name: str):
-  config = recipe.resolve(glue.get_config(name), 'finetune')
-  assert config.task.name == name and config.epochs == 5 and config.batch_size == 32
-  assert config.optimizer.learning_rate == 2e-4 and config.optimizer.weight_decay == 0
