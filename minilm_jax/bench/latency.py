@@ -257,24 +257,21 @@ def _time_calls(
   predictions: Mapping[str, Callable[[], np.ndarray]], calls: int, label: str
 ) -> dict[str, list[float]]:
   """Returns the seconds of each call of each variant; variants run in turns."""
-  round_seconds = 0.0
+  timed_calls = {
+    name: functools.partial(_time_predictions, predict) for name, predict in predictions.items()
+  }
   with progress.track_progress(f'{label}, untimed', len(predictions), 'variants') as update:
-    for count, (name, predict) in enumerate(predictions.items()):
+    for count, (name, time_calls) in enumerate(timed_calls.items()):
       update(count, f'now {name}')
-      round_seconds += min(_time_call(predict) for _ in range(1 + _WARMUP_CALLS))
+      time_calls(_WARMUP_CALLS)
     update(len(predictions))
-  # A progress bar would draw from a thread of its own during the timed rounds.
-  duration = progress.format_duration(round_seconds * calls)
-  progress.log(f'{label}: timing {calls:,} rounds, in at least {duration}')
-  rounds = [
-    {name: _time_call(predict) for name, predict in predictions.items()} for _ in range(calls)
-  ]
-  return {name: [seconds[name] for seconds in rounds] for name in predictions}
+  return timing.time_interleaved(timed_calls, 1, calls, label)
 
 
-def _time_call(predict: Callable[[], np.ndarray]) -> float:
+def _time_predictions(predict: Callable[[], np.ndarray], calls: int) -> float:
   start = time.perf_counter()
-  predict()
+  for _ in range(calls):
+    predict()
   return time.perf_counter() - start
 
 

@@ -115,7 +115,7 @@ def time_interleaved(
   # A progress bar would draw from a thread of its own during the timed rounds.
   if label:
     duration = progress.format_duration(repeats * (time.perf_counter() - start))
-    progress.log(f'{label}: timing {repeats:,} rounds of {steps:,} updates, in about {duration}')
+    progress.log(f'{label}: timing {repeats:,} rounds, in about {duration}')
   rounds = [
     {name: step(steps) / steps for name, step in timed_steps.items()} for _ in range(repeats)
   ]

@@ -171,9 +171,9 @@ def test_each_strategy_is_timed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
   assert pair['fastest'] in out
   assert [line.partition(', in about')[0] for line in err.splitlines()] == [
     'compiling',
-    'population of 1: timing 2 rounds of 1 updates',
+    'population of 1: timing 2 rounds',
     'population of 2: compiling',
-    'population of 2: timing 2 rounds of 1 updates',
+    'population of 2: timing 2 rounds',
   ]
   json.dumps(result)
 
