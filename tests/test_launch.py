@@ -115,26 +115,9 @@ def test_pretraining_on_a_slice_gets_a_coordinator(
   assert ('--coordinator=auto' in line) == is_added
 
 
-def test_a_preempted_slice_is_requested_again(fake_program, tmp_path: pathlib.Path):
-  states = tmp_path / 'states'
-  record = fake_program(
-    'gcloud',
-    f"""
-if [[ $* == *describe* ]]; then
-  echo x >> {states}
-  case $(wc -l < {states}) in 2) echo SUSPENDED ;; *) echo ACTIVE ;; esac
-fi
-if [[ $* == *minilm.status* && $* == *cat* ]]; then echo 0; fi""",
-  )
-  result = launch(tmp_path, *TPU, '--spot', 'keep', *COMMAND)
-  assert result.returncode == 0, result.stderr
-  lines = [' '.join(call) for call in read_calls(record)]
-  for action in ('queued-resources create', 'nohup', 'queued-resources delete'):
-    assert sum(action in line for line in lines) == 2
-  assert 'SUSPENDED' in result.stdout
-
-
-def fake_slice(fake_program, tmp_path: pathlib.Path, states: str, others: str = '') -> pathlib.Path:
+def fake_slice(
+  fake_program, tmp_path: pathlib.Path, states: str, others: str = '', status: int = 0
+) -> pathlib.Path:
   """Creates a gcloud with a case of `states` by the number of the describe call; no sleep waits."""
   fake_program('sleep')
   count = tmp_path / 'describes'
@@ -145,13 +128,22 @@ if [[ $* == *describe* ]]; then
   echo x >> {count}
   case $(wc -l < {count}) in {states} esac
 fi
-if [[ $* == *minilm.status* && $* == *cat* ]]; then echo 0; fi
+if [[ $* == *minilm.status* && $* == *cat* ]]; then echo {status}; fi
 {others}""",
   )
 
 
 def count_calls(record: pathlib.Path, action: str) -> int:
   return sum(action in ' '.join(call) for call in read_calls(record))
+
+
+def test_a_preempted_slice_is_requested_again(fake_program, tmp_path: pathlib.Path):
+  record = fake_slice(fake_program, tmp_path, '2) echo SUSPENDED ;; *) echo ACTIVE ;;')
+  result = launch(tmp_path, *TPU, '--spot', 'keep', *COMMAND)
+  assert result.returncode == 0, result.stderr
+  for action in ('queued-resources create', 'nohup', 'queued-resources delete'):
+    assert count_calls(record, action) == 2
+  assert 'SUSPENDED' in result.stdout
 
 
 def test_an_error_of_gcloud_is_no_state_of_the_slice(fake_program, tmp_path: pathlib.Path):
@@ -200,20 +192,13 @@ def test_a_failed_deletion_is_reported(fake_program, tmp_path: pathlib.Path):
 def test_the_slice_of_a_command_that_failed_is_deleted(
   fake_program, tmp_path: pathlib.Path, status: int, polls: int
 ):
-  fake_program('sleep')
-  record = fake_program(
-    'gcloud',
-    f"""
-if [[ $* == *describe* ]]; then echo ACTIVE; fi
-if [[ $* == *tail* ]]; then echo the last line; fi
-if [[ $* == *minilm.status* && $* == *cat* ]]; then echo {status}; fi""",
-  )
+  log = 'if [[ $* == *tail* ]]; then echo the last line; fi'
+  record = fake_slice(fake_program, tmp_path, '*) echo ACTIVE ;;', log, status)
   result = launch(tmp_path, *TPU, '--spot', 'keep', *COMMAND)
   assert_refused(result, f'status {status}')
   assert 'the last line' in result.stdout
-  lines = [' '.join(call) for call in read_calls(record)]
-  assert sum('cat minilm_jax/minilm.status' in line for line in lines) == polls
-  assert sum('queued-resources delete' in line for line in lines) == 1
+  assert count_calls(record, 'cat minilm_jax/minilm.status') == polls
+  assert count_calls(record, 'queued-resources delete') == 1
 
 
 def test_a_dry_run_only_prints_commands(fake_program, tmp_path: pathlib.Path):
