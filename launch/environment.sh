@@ -1,7 +1,7 @@
 # Functions for the other scripts. `refuse REQUEST FAULT REMEDY` prints an error and exits with status 2.
 # `install_minilm EXTRA` installs this checkout with an extra ('' for none) into a virtual environment, and sets $venv to
 # its folder. MINILM_VENV sets the folder (default .venv in the checkout), and MINILM_PYTHON sets the interpreter
-# (default: the first Python 3.11 or newer on PATH).
+# (default: the first Python 3.11 or newer on PATH). `minilm ARGUMENTS` then runs a command.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 venv=${MINILM_VENV:-$root/.venv}
@@ -10,6 +10,8 @@ refuse() {
   printf 'asked: %s\nfound: %s\nto do: %s\n' "$1" "$2" "$3" >&2
   exit 2
 }
+
+minilm() { "$venv/bin/minilm" "$@" </dev/null; }
 
 find_python() {
   local candidate

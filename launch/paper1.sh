@@ -16,8 +16,6 @@ read -r seconds examples < <(awk "BEGIN {printf \"%.0f %.0f\\n\", 90 * $hours, 4
 ((examples >= 40)) || fail "$hours hours, which give $examples training examples a task" "give at least 0.1 hours"
 install_minilm data
 
-minilm() { "$venv/bin/minilm" "$@" </dev/null; }
-
 # No shape has a tied head, which needs equal widths of embedding and hidden state.
 minilm sweep --config="$root/configs/recommended.py:cpu_grid" --config.model.tied=False --config.corpus="$corpus" \
   --seconds="$seconds" --workdir="$out/recommended"

@@ -24,7 +24,6 @@ middle=$((4 * smallest)) largest=$((16 * smallest))
 install_minilm ''
 sizes=$root/configs/paper2_data_sizes.py models=$root/configs/paper2_models.py
 
-minilm() { "$venv/bin/minilm" "$@" </dev/null; }
 # A learning rate for each arm, chosen on a tenth of the labelled examples.
 tune() {
   minilm finetune --config="$root/configs/glue.py:$1" --config.task.per_label="$2" --config.task.eval_per_label="$3" \

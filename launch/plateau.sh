@@ -19,8 +19,6 @@ small=e32-h32-f64-a8-l1 middle=e64-h64-f256-a8-l2
 member= # path of a model in the folder of its point
 if ((seeds > 1)); then member='/member-*'; fi
 
-minilm() { "$venv/bin/minilm" "$@" </dev/null; }
-
 train_set() { # SET FOLDER
   minilm sweep --config="$ablations:$1" --config.corpus="$corpus" --config.population.members="$seeds" --workdir="$2" \
     ${flags[@]+"${flags[@]}"}
