@@ -103,10 +103,12 @@ def format_table(form: str, rows: list[dict[str, Any]]) -> bytes:
   if form == 'jsonl':
     return _dump_lines(rows)
   mark = {'csv': ',', 'tsv': '\t'}[form]
-  quoted = '"{}"'.format if form == 'csv' else str
-  return ''.join(
-    mark.join(map(quoted, line)) + '\n' for line in (rows[0], *(row.values() for row in rows))
-  ).encode()
+
+  def format_cell(cell: Any) -> str:
+    return '"{}"'.format(str(cell).replace('"', '""')) if form == 'csv' else str(cell)
+
+  lines = [mark.join(map(format_cell, line)) for line in (rows[0], *(row.values() for row in rows))]
+  return ''.join(f'{line}\n' for line in lines).encode()
 
 
 def damage_table(form: str, valid: bytes) -> list[bytes]:

@@ -101,12 +101,8 @@ def test_documents_of_tables_are_restored(texts: list[str], form: str, packing: 
 @given(st.lists(DOCUMENT, min_size=1), st.sampled_from(('csv', 'tsv')), PACKINGS)
 def test_documents_of_delimited_files_are_restored(texts: list[str], form: str, packing: str):
   texts = [text.replace('\t', ' ') for text in texts]
-  quote = (lambda text: '"' + text.replace('"', '""') + '"') if form == 'csv' else str
-  mark = ',' if form == 'csv' else '\t'
-  content = f'n{mark}text\n' + ''.join(f'{i}{mark}{quote(text)}\n' for i, text in enumerate(texts))
-  assert (
-    read_documents_of(f'a.{form}{packing}', corruptions.PACK[packing](content.encode())) == texts
-  )
+  content = input_cases.format_table(form, [{'n': i, 'text': text} for i, text in enumerate(texts)])
+  assert read_documents_of(f'a.{form}{packing}', corruptions.PACK[packing](content)) == texts
 
 
 @quick

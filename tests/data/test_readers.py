@@ -20,13 +20,9 @@ from pyarrow import parquet
 
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import readers
+from tests.corruptions import PACK
+from tests.input_cases import format_table
 
-PACK = {
-  '': bytes,
-  '.gz': gzip.compress,
-  '.xz': lzma.compress,
-  '.zst': zstandard.ZstdCompressor().compress,
-}
 ROWS = [{'text': f'row {i}: "quoted", with, commas', 'label': str(i % 3)} for i in range(300)]
 
 
@@ -290,27 +286,18 @@ def test_a_parquet_may_have_times_without_a_python_value(tmp_path, kind):
   assert rows == [{'text': 'a', 'all': [1.5], 'n': 1}, {'text': 'b', 'all': [], 'n': 2}]
 
 
-def write_table(path: pathlib.Path) -> None:
-  """Writes ROWS in the format of the file name without a CSV library: .tsv has no quoting."""
-  if path.suffix == '.parquet':
-    return parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
-  if '.jsonl' in path.name:
-    text = ''.join(json.dumps(row) + '\n' for row in ROWS)
-  elif '.csv' in path.name:
-    text = 'text,label\r\n' + ''.join(
-      '"{}",{}\r\n'.format(r['text'].replace('"', '""'), r['label']) for r in ROWS
-    )
-  else:
-    text = 'text\tlabel\n' + ''.join(f'{row["text"]}\t{row["label"]}\n' for row in ROWS)
-  return path.write_bytes(PACK[path.suffix if path.suffix in PACK else ''](text.encode()))
-
-
 @pytest.mark.parametrize(
-  'name', ['a.jsonl', 'a.jsonl.gz', 'a.csv', 'a.csv.xz', 'a.tsv', 'a.tsv.zst', 'a.parquet']
+  'form, packing',
+  [
+    *(('jsonl', ''), ('jsonl', '.gz'), ('csv', ''), ('csv', '.xz')),
+    *(('tsv', ''), ('tsv', '.zst'), ('parquet', '')),
+  ],
 )
-def test_rows_do_not_depend_on_the_format(tmp_path, name):
-  write_table(tmp_path / name)
-  assert read_rows(tmp_path / name) == ROWS
+def test_rows_do_not_depend_on_the_format(tmp_path, form, packing):
+  path, content = tmp_path / f'a.{form}{packing}', format_table(form, ROWS)
+  for table in (content, content.replace(b'\n', b'\r\n')) if form == 'csv' else (content,):
+    path.write_bytes(PACK[packing](table))
+    assert read_rows(path) == ROWS
 
 
 @pytest.mark.parametrize('name', ['a.json', 'a.json.xz'])
