@@ -29,16 +29,31 @@ JAX_MEMORY_SHARE = 0.75  # of a GPU, which JAX reserves unless XLA_PYTHON_CLIENT
 
 
 @dataclasses.dataclass(frozen=True)
+class Architecture:
+  """What the compute capability of a GPU determines.
+
+  Attributes:
+    major, minor: Compute capability.
+    lanes: Float32 units of a multiprocessor.
+    threads: Maximum number of threads of a multiprocessor.
+    shared: Shared memory of a multiprocessor in bytes; a block can have 1 KiB less.
+  """
+
+  major: int
+  minor: int
+  lanes: int
+  threads: int
+  shared: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Gpu:
   """An NVIDIA GPU.
 
   Attributes:
     name: Name by the driver.
-    capability: Compute capability, major and minor.
+    architecture: Properties of a multiprocessor.
     processors: Number of streaming multiprocessors.
-    lanes: Float32 units of a multiprocessor.
-    threads: Maximum number of threads of a multiprocessor.
-    shared: Shared memory of a multiprocessor in bytes; a block can have 1 KiB less.
     memory: Memory in bytes.
     bandwidth: Bytes/s of the memory.
     l2: L2 cache in bytes.
@@ -46,78 +61,25 @@ class Gpu:
   """
 
   name: str
-  capability: tuple[int, int]
+  architecture: Architecture
   processors: int
-  lanes: int
-  threads: int
-  shared: int
   memory: int
   bandwidth: float
   l2: int
   gigahertz: float
 
 
-_AMPERE = {'capability': (8, 0), 'lanes': 64, 'threads': 2048, 'shared': 164 << 10}
-_ADA = {'capability': (8, 9), 'lanes': 128, 'threads': 1536, 'shared': 100 << 10}
-_HOPPER = {'capability': (9, 0), 'lanes': 128, 'threads': 2048, 'shared': 228 << 10}
+_TURING = Architecture(7, 5, 64, 1024, 64 << 10)
+_AMPERE = Architecture(8, 0, 64, 2048, 164 << 10)
+_ADA = Architecture(8, 9, 128, 1536, 100 << 10)
+_HOPPER = Architecture(9, 0, 128, 2048, 228 << 10)
 GPUS = {
-  't4': Gpu(
-    name='Tesla T4',
-    capability=(7, 5),
-    processors=40,
-    lanes=64,
-    threads=1024,
-    shared=64 << 10,
-    memory=15_360 * _MIB,
-    bandwidth=320e9,
-    l2=4 * _MIB,
-    gigahertz=1.59,
-  ),
-  'a100': Gpu(
-    name='NVIDIA A100-SXM4-80GB',
-    processors=108,
-    memory=85_100_068_864,
-    bandwidth=2039e9,
-    l2=40 * _MIB,
-    gigahertz=1.41,
-    **_AMPERE,
-  ),
-  'l4': Gpu(
-    name='NVIDIA L4',
-    processors=58,
-    memory=23_034 * _MIB,
-    bandwidth=300e9,
-    l2=48 * _MIB,
-    gigahertz=2.04,
-    **_ADA,
-  ),
-  'rtx4090': Gpu(
-    name='NVIDIA GeForce RTX 4090',
-    processors=128,
-    memory=24_564 * _MIB,
-    bandwidth=1008e9,
-    l2=72 * _MIB,
-    gigahertz=2.52,
-    **_ADA,
-  ),
-  'h100': Gpu(
-    name='NVIDIA H100 80GB HBM3',
-    processors=132,
-    memory=84_942_979_072,
-    bandwidth=3352e9,
-    l2=50 * _MIB,
-    gigahertz=1.98,
-    **_HOPPER,
-  ),
-  'h200': Gpu(
-    name='NVIDIA H200',
-    processors=132,
-    memory=151_397_597_184,
-    bandwidth=4800e9,
-    l2=50 * _MIB,
-    gigahertz=1.98,
-    **_HOPPER,
-  ),
+  't4': Gpu('Tesla T4', _TURING, 40, 15_360 * _MIB, 320e9, 4 * _MIB, 1.59),
+  'a100': Gpu('NVIDIA A100-SXM4-80GB', _AMPERE, 108, 85_100_068_864, 2039e9, 40 * _MIB, 1.41),
+  'l4': Gpu('NVIDIA L4', _ADA, 58, 23_034 * _MIB, 300e9, 48 * _MIB, 2.04),
+  'rtx4090': Gpu('NVIDIA GeForce RTX 4090', _ADA, 128, 24_564 * _MIB, 1008e9, 72 * _MIB, 2.52),
+  'h100': Gpu('NVIDIA H100 80GB HBM3', _HOPPER, 132, 84_942_979_072, 3352e9, 50 * _MIB, 1.98),
+  'h200': Gpu('NVIDIA H200', _HOPPER, 132, 151_397_597_184, 4800e9, 50 * _MIB, 1.98),
 }
 
 
@@ -163,18 +125,18 @@ _PARSE_ERROR = re.compile(r'GpuTargetConfigProto: (.*)')
 
 def format_target(gpu: Gpu) -> str:
   """Returns the target configuration of a GPU, as the compiler reads it."""
-  major, minor = gpu.capability
+  architecture = gpu.architecture
   # Matrix instructions of capability 9.0 alone, which cuBLAS and Triton use.
-  features = 'feature_extension: ACCELERATED_FEATURES' if major == 9 else ''
-  fields = dataclasses.asdict(gpu) | {'major': major, 'minor': minor, 'features': features}
-  reserved = 0 if gpu.capability < (8, 0) else 1 << 10
-  return _TARGET.format(shared_optin=gpu.shared - reserved, **fields)
+  features = 'feature_extension: ACCELERATED_FEATURES' if architecture.major == 9 else ''
+  shared_optin = architecture.shared - (0 if architecture.major < 8 else 1 << 10)
+  fields = vars(gpu) | vars(architecture)
+  return _TARGET.format(features=features, shared_optin=shared_optin, **fields)
 
 
 def is_gpu(topology: str) -> bool:
   """Returns whether a topology names a GPU of the table or an existing file."""
   name, _ = _split_count(topology)
-  return name in GPUS or epath.Path(topology).is_file() or epath.Path(name).is_file()
+  return name in GPUS or epath.Path(name).is_file()
 
 
 def _split_count(topology: str) -> tuple[str, int]:

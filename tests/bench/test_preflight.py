@@ -396,7 +396,7 @@ def test_figures_of_gpus_agree_with_each_other(name: str):
     'h100': 67e12,
     'h200': 67e12,
   }
-  peak = 2 * gpu.processors * gpu.lanes * gpu.gigahertz * 1e9
+  peak = 2 * gpu.processors * gpu.architecture.lanes * gpu.gigahertz * 1e9
   assert peak == pytest.approx(published[name], rel=0.02)
   gigabytes = {'t4': 16, 'a100': 80, 'l4': 24, 'rtx4090': 24, 'h100': 80, 'h200': 141}[name]
   assert 0.9 * gigabytes < gpu.memory / 2**30 < 1.08 * gigabytes
