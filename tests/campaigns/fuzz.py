@@ -7,19 +7,16 @@ line of the package joins the corpus and is mutated in turn. A finding is an exc
 InputError, or an input that takes more than `MAX_CPU_SECONDS`. Findings are saved and printed with
 the command that replays them. Exits with status 1 if there are findings.
 
-If atheris is installed, atheris mutates and guides. Otherwise a small loop does, with
-sys.monitoring (Python 3.12 or newer) or sys.settrace. The loop tries the same inputs for the same
-seed and number of executions.
+sys.monitoring (Python 3.12 or newer) or sys.settrace finds the lines. The same seed and number of
+executions try the same inputs.
 """
 
 import argparse
 import contextlib
 import dataclasses
 import hashlib
-import importlib.util
 import pathlib
 import random
-import shutil
 import signal
 import sys
 import tempfile
@@ -313,33 +310,6 @@ def replay(name: str, path: pathlib.Path) -> None:
       print(error)
 
 
-def fuzz_with_atheris(seconds: int, findings: pathlib.Path) -> None:
-  """Fuzzes with atheris, which ends the process; the first byte of an input selects the reader."""
-  import atheris
-
-  folder = pathlib.Path(tempfile.mkdtemp())
-  targets = make_targets(folder / 'work')
-  seeds = folder / 'seeds'
-  seeds.mkdir()
-  for number, target in enumerate(targets):
-    (seeds / str(number)).write_bytes(bytes([number]) + target.corpus[0])
-
-  def try_input(data: bytes) -> None:
-    target = targets[data[0] % len(targets)] if data else targets[0]
-    error = target.run(data[1:])
-    if error is not None:
-      _report(target, data[1:], error, findings)
-      raise error
-
-  arguments = [f'-max_total_time={seconds}', f'-max_len={MAX_INPUT_BYTES}', str(seeds)]
-  atheris.instrument_all()
-  atheris.Setup([sys.argv[0], *arguments], try_input)
-  try:
-    atheris.Fuzz()
-  finally:
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 class _OwnOutput:
   """Standard error without the text that readers print, such as warnings."""
 
@@ -366,8 +336,6 @@ def main() -> int:
   if args.replay:
     replay(args.replay[0], pathlib.Path(args.replay[1]))
     return 0
-  if importlib.util.find_spec('atheris'):
-    fuzz_with_atheris(int(args.seconds), args.findings)
   start = time.monotonic()
   with contextlib.redirect_stderr(_OwnOutput(sys.stderr)):
     tally = fuzz(args.seconds, None, args.seed, args.only, args.findings)
