@@ -24,7 +24,6 @@ from rich import table as rich_table
 from minilm_jax.bench import competitors, machine, timing
 from minilm_jax.core import backend, progress
 from minilm_jax.core.config import PopulationConfig, RunConfig
-from minilm_jax.core.errors import InputError
 from minilm_jax.model.flops import count_parameters_by_part, flops_per_row
 from minilm_jax.training import population
 
@@ -189,7 +188,7 @@ def bench_population(
 
   Args:
     config: the recipe of one member.
-    sizes: numbers of members.
+    sizes: numbers of members, each at least 1.
     steps: updates in a timed chunk.
     repeats: timed chunks.
 
@@ -200,15 +199,9 @@ def bench_population(
     the machine follow.
 
   Raises:
-    InputError: `steps`, `repeats` or a size is below 1, or the vocabulary has special tokens alone.
+    InputError: `steps` or `repeats` is below 1, or the vocabulary has special tokens alone.
   """
   check_bench(config, steps, repeats)
-  if not sizes or min(sizes) < 1:
-    raise InputError(
-      f'--population={",".join(map(str, sizes))}',
-      'a population has at least 1 member',
-      'give sizes such as 1,2,4,8',
-    )
   load = machine.read_load()
   rows = timing.make_random_rows(config)
   progress.log('compiling')

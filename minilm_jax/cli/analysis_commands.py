@@ -7,10 +7,12 @@ prints the result. Handlers import JAX themselves, so that `minilm --help` is fa
 from collections.abc import Sequence
 from typing import Any
 
-from minilm_jax.cli.flags import FlagValues, check_latest, parse_numbers
+from minilm_jax.cli.flags import FlagValues, check_latest
 from minilm_jax.core.errors import InputError
 from minilm_jax.core.paths import split_names
 from minilm_jax.core.progress import print_result
+
+_MAX_DIGITS = 19  # shorter numbers fit in 64 bits
 
 
 def show(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
@@ -111,7 +113,7 @@ def bench(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
         'competitors train a single model',
         'remove one of the flags',
       )
-    sizes = parse_numbers('population', flags.population)
+    sizes = _parse_sizes(flags.population)
     result = pretrain_bench.bench_population(config, sizes, flags.steps, flags.repeats)
     print_result(result if flags.json else pretrain_bench.make_population_tables(result))
   else:
@@ -119,6 +121,18 @@ def bench(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:
       config, flags.steps, flags.repeats, flags.compare_with
     )
     print_result(result if flags.json else pretrain_bench.make_bench_tables(result))
+
+
+def _parse_sizes(text: str) -> list[int]:
+  """Returns the comma-separated sizes of populations; raises InputError for other text."""
+  words = [word.strip() for word in text.split(',')]
+  if not all(word.isdecimal() and len(word) < _MAX_DIGITS and int(word) for word in words):
+    raise InputError(
+      f'--population={text}',
+      'not positive whole numbers separated by commas',
+      'give sizes such as --population=1,2,4,8',
+    )
+  return [int(word) for word in words]
 
 
 def measure_latency(configs: Any, flags: FlagValues, paths: Sequence[str]) -> None:

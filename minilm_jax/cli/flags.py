@@ -131,7 +131,6 @@ FLAGS: Mapping[str, Flag] = {
   'program': Flag('program to compile', 'train', ('train', 'evaluate', 'finetune', 'predict')),
   'fit': Flag('find the largest batch and the largest population that fit', False),
 }
-_MAX_DIGITS = 19  # shorter numbers fit in 64 bits
 _BOOLEANS = {'true': True, 't': True, '1': True, 'false': False, 'f': False, '0': False}
 
 
@@ -175,18 +174,6 @@ class Command:
   takes_names: bool = False
   all_by_default: bool = False
   alternative_flag: str = ''
-
-
-def parse_numbers(flag: str, text: str) -> list[int]:
-  """Returns the comma-separated whole numbers in `text`; raises InputError for other text."""
-  words = [word.strip() for word in text.split(',')]
-  if not all(word.isdecimal() and len(word) < _MAX_DIGITS for word in words):
-    raise InputError(
-      f'--{flag}={text}',
-      'not whole numbers separated by commas',
-      f'give numbers such as --{flag}=1,2,4,8',
-    )
-  return [int(word) for word in words]
 
 
 def check_latest(name: str, checkpoint: str) -> None:
