@@ -6,7 +6,6 @@ Unprintable characters of run names are replaced by U+FFFD.
 
 import dataclasses
 import math
-import operator
 import string
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -187,15 +186,9 @@ def _render(
   colored = (
     console.color_system is not None and not console.no_color and len(statuses) <= len(_COLORS)
   )
+  letters = '*' if len(statuses) == 1 else string.ascii_letters
   dotted = not ascii_only and (colored or len(statuses) == 1)
-  markers = [
-    'braille'
-    if dotted
-    else '*'
-    if len(statuses) == 1
-    else string.ascii_letters[n % len(string.ascii_letters)]
-    for n in range(len(statuses))
-  ]
+  markers = ['braille' if dotted else letters[n % len(letters)] for n in range(len(statuses))]
   columns = min(console.width, _MAX_COLUMNS)
   rows = min(_MAX_ROWS, console.height - len(statuses) - 5) if console.is_terminal else _MAX_ROWS
   parts: list[Any] = []
@@ -253,8 +246,7 @@ def _make_table(
   """Returns a table of the last logged values of each run; `full` adds `_OPTIONAL_COLUMNS`."""
   columns = {
     heading: [
-      form(value) if value is not None else ''
-      for value in map(operator.attrgetter(field), statuses)
+      '' if (value := getattr(status, field)) is None else form(value) for status in statuses
     ]
     for heading, field, form in _TABLE_COLUMNS
     if full or heading not in _OPTIONAL_COLUMNS
