@@ -70,28 +70,20 @@ def scale_width(hidden, heads, width):
   """Returns hidden size and heads of a model, scaled as BERT-6 from width 768 to `width`."""
   if width < 8:
     raise ValueError(f'a width of {width} in place of 768; give at least 8')
-  hidden = (
-    hidden * width // 768
-    if hidden * width % 768 == 0
-    else max(8, round(hidden * width / 768 / 8) * 8)
-  )
+  scaled = hidden * width / 768
+  hidden = int(scaled) if scaled.is_integer() else max(8, round(scaled / 8) * 8)
   return hidden, next(n for n in range(min(heads, hidden), 0, -1) if hidden % n == 0)
 
 
 def _parse_name(name):
   """Returns model, articles, width and channels (0 as published) of a name."""
-  run, _, scale = name.partition('@')
-  width, _, channels = scale.partition('d')
+  run, at, scale = name.partition('@')
+  width, d, channels = scale.partition('d')
   model, _, articles = run.rpartition('-')
   if articles not in ARTICLES:
     model, articles = run, '40k'
-  if (
-    model not in MODELS
-    or '@' in name
-    and not width.isdecimal()
-    or 'd' in scale
-    and not channels.isdecimal()
-  ):
+  is_valid = (width.isdecimal() or not at) and (channels.isdecimal() or not d)
+  if model not in MODELS or not is_valid:
     raise ValueError(
       f'no model {name!r}; give a set of {", ".join(SETS)}, or a model of {", ".join(MODELS)}, '
       'optionally with -20k, -40k or -90k, with a width and channels as in @96d8, and with '
