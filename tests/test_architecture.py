@@ -9,6 +9,7 @@ import builtins
 import collections
 import dataclasses
 import dis
+import functools
 import graphlib
 import importlib
 import pathlib
@@ -98,7 +99,7 @@ class Module:
   source: str
   is_init: bool = False
 
-  @property
+  @functools.cached_property
   def tree(self) -> ast.Module:
     return ast.parse(self.source)
 
