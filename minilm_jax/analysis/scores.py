@@ -48,6 +48,7 @@ _ROW_FIELDS = tuple(
   'task metric headline split filtered checkpoint examples train_examples held_out'.split()
 )
 R = TypeVar('R')  # a row or a key of rows
+StepRow = TypeVar('StepRow', 'ScoreRow', 'Average')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,7 +278,7 @@ def select_main(
   return [row for row in chosen if (row.task in paired_tasks and row.split != ALL) == phenomena]
 
 
-def _select_last_steps(rows: Sequence[R], fields: Sequence[str]) -> list[R]:
+def _select_last_steps(rows: Sequence[StepRow], fields: Sequence[str]) -> list[StepRow]:
   """Returns the rows of the last step among the rows with equal fields; None is the first step."""
   get_key = operator.attrgetter(*fields)
   ordered = sorted(rows, key=lambda row: _order_steps(row.step))

@@ -31,6 +31,7 @@ from minilm_jax.analysis.frontier import Point
 from minilm_jax.analysis.laws import power_laws
 from minilm_jax.analysis.laws.power_laws import PIECES, Fit, clip_exp
 from minilm_jax.analysis.loss_curves import LossCurve
+from minilm_jax.analysis.number_format import format_interval
 from minilm_jax.analysis.paper2.pretraining_gap import SIZE, Gap
 from minilm_jax.analysis.report.figures import (
   COLORS,
@@ -45,7 +46,6 @@ from minilm_jax.analysis.report.figures import (
   styles_by_name,
 )
 from minilm_jax.analysis.report.scaling_tables import format_perplexity
-from minilm_jax.analysis.scores import format_interval
 
 SCORE, GAIN = 'score', 'gain'  # fields of ScoredModel in a figure
 _ROUND_NUMBERS = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8)  # readable ticks of one decade
