@@ -111,7 +111,8 @@ def test_a_checkpoint_without_checksums_is_used_if_readable(workdir, capsys):
 def test_an_intact_checkpoint_that_does_not_fit_is_not_renamed(workdir, monkeypatch):
   with pytest.raises(InputError, match=r'kernel .*\(40, 5\).*\(3,\)'):
     run.restore_latest(workdir, {**LIKE, 'kernel': jnp.zeros(3)})
-  monkeypatch.setattr(checkpoint, '_read_metadata', lambda *_: {}['a key of another version'])
+  reader = checkpoint.ocp.PyTreeCheckpointer
+  monkeypatch.setattr(reader, 'metadata', lambda *_: {}['a key of another version'])
   with pytest.raises(InputError, match='orbax-checkpoint'):
     run.restore_latest(workdir, LIKE)
   assert checkpoint.list_steps(workdir) == [4, 8, 12]
