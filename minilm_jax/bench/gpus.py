@@ -30,7 +30,7 @@ JAX_MEMORY_SHARE = 0.75  # of a GPU, which JAX reserves unless XLA_PYTHON_CLIENT
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-  """What the compute capability of a GPU determines.
+  """Properties of a GPU that its compute capability determines.
 
   Attributes:
     major, minor: Compute capability.
