@@ -29,7 +29,7 @@ from rich import table as rich_table
 from scipy import stats
 
 from minilm_jax.bench import machine, timing
-from minilm_jax.core import files, progress, recipe, run_dir
+from minilm_jax.core import progress, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.model_config import EncoderConfig, HeadConfig
 from minilm_jax.model import flops
@@ -71,8 +71,8 @@ def measure_latency(
     machine, load_before and versions.
 
   Raises:
-    InputError: a number is below its minimum, a vocabulary has special tokens alone, or the work
-      directory holds another run.
+    InputError: a number is below its minimum, a vocabulary has special tokens alone, the work
+      directory holds another run, or another process uses it.
   """
   timing.check_minimums(
     ('--size', size, 1),
@@ -84,21 +84,16 @@ def measure_latency(
     ),
   )
   models = {name: config.model for name, config in configs.items()}
-  if not workdir:
-    return _measure(models, size, calls, heads)
-  stored_config = {
+  identity = {
     'kind': LATENCY_KIND,
     'size': size,
     'calls': calls,
     'heads': heads,
     'models': {name: recipe.as_dict(model) for name, model in models.items()},
   }
-  workdir = run_dir.open_run(workdir, stored_config)
-  if (workdir / run_dir.RESULT).exists():
-    progress.log(f'{workdir} has a result: give another --workdir to measure again')
-  else:
-    files.write_json(workdir / run_dir.RESULT, _measure(models, size, calls, heads))
-  return files.read_json(workdir / run_dir.RESULT, f'the latency in {workdir}')
+  return run_dir.measure_once(
+    workdir, identity, lambda: _measure(models, size, calls, heads), 'latency'
+  )
 
 
 def _measure(

@@ -4,6 +4,7 @@ The logs metrics.jsonl, scores.jsonl and predictions.jsonl have one JSON object 
 ignore an incomplete last line, which a crash can leave. Process 0 of a multi-process run writes.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 
 from etils import epath
 
-from minilm_jax.core import distributed, files, old_names, paths
+from minilm_jax.core import distributed, files, lock, old_names, paths, progress
 from minilm_jax.core.errors import COUNT, FLAG, MAYBE, NUMBER, TEXT, InputError, find_schema_fault
 
 CONFIG, MANIFEST, RESULT = 'config.json', 'manifest.json', 'result.json'
@@ -206,6 +207,43 @@ def open_run(
   if any(name in old and old[name] != new[name] for name in _MACHINE_FIELDS if name in new):
     files.write_json(path, config)  # a recipe of pre-training, which has no link
   return workdir
+
+
+def measure_once(
+  workdir: epath.PathLike,
+  identity: dict[str, Any],
+  measure: Callable[[], dict[str, Any]],
+  name: str,
+  list_scores: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None,
+) -> dict[str, Any]:
+  """Returns the content of result.json, which the first call for a work directory measures.
+
+  Args:
+    workdir: Directory for config.json and result.json; '' measures and writes no files.
+    identity: Content of config.json.
+    measure: Returns the content of result.json.
+    name: Name of the measurement in messages, such as 'scores of these pairs'.
+    list_scores: Returns the lines of scores.jsonl; None writes no such file.
+
+  Raises:
+    LockedError: Another process uses the work directory.
+    InputError: The work directory has another run than `identity`.
+  """
+  if not os.fspath(workdir):
+    return measure()
+  # A finished work directory may be read-only, so no lock is taken.
+  is_finished = (epath.Path(workdir) / RESULT).exists()
+  with contextlib.nullcontext() if is_finished else lock.hold_lock(workdir):
+    folder = open_run(workdir, identity)
+    if (folder / RESULT).exists():
+      lock.remove_stale_lock(folder)  # of a process that was killed after writing its result
+      progress.log(f'nothing to do: {folder} has the {name}')
+    else:
+      result = measure()
+      if list_scores:
+        write_lines(folder / SCORES, list_scores(result))
+      files.write_json(folder / RESULT, result)
+  return files.read_json(folder / RESULT, f'the {name} in {folder}')
 
 
 def flatten(tree: Any, prefix: str = '') -> dict[str, Any]:

@@ -11,7 +11,7 @@ from etils import epath
 from jaxtyping import Array, Int
 from rich import table as rich_table
 
-from minilm_jax.core import distributed
+from minilm_jax.core import distributed, run_dir
 from minilm_jax.core.corpus_config import BEGIN_ID, END_ID, MASK_ID
 from minilm_jax.core.errors import InputError
 from minilm_jax.data.rows import Corpus
@@ -66,7 +66,7 @@ def evaluate_attention(
   def measure() -> dict[str, Any]:
     return identity | {'rows': _measure_attention(source, steps, corpus)}
 
-  return evaluate.measure_once(
+  return run_dir.measure_once(
     workdir, {'kind': ATTENTION_KIND, **identity}, measure, 'attention of these checkpoints'
   )
 

@@ -1,12 +1,9 @@
 """Evaluates a checkpoint on a corpus split: masked-token loss, bits per word and bits per byte.
 
-`measure_once` and `make_table` serve all commands that write or show a measurement.
+`make_table` serves all commands that show a measurement.
 """
 
-import contextlib
 import dataclasses
-import os
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -16,50 +13,13 @@ from rich import box
 from rich import table as rich_table
 from rich.text import Text
 
-from minilm_jax.core import corpus_config, files, lock, progress, run_dir
+from minilm_jax.core import corpus_config, run_dir
 from minilm_jax.core.config import MeshConfig
 from minilm_jax.core.errors import InputError, suggest_name
 from minilm_jax.data.corpus import load_split, read_manifest
 from minilm_jax.data.rows import Corpus
 from minilm_jax.evaluation import likelihood
 from minilm_jax.training import pretrained, program, sharding
-
-
-def measure_once(
-  workdir: epath.PathLike,
-  identity: dict[str, Any],
-  measure: Callable[[], dict[str, Any]],
-  name: str,
-  list_scores: Callable[[dict[str, Any]], list[dict[str, Any]]] | None = None,
-) -> dict[str, Any]:
-  """Returns the content of result.json, which the first call for a work directory measures.
-
-  Args:
-    workdir: Directory for config.json and result.json; '' measures and writes no files.
-    identity: Content of config.json.
-    measure: Returns the content of result.json.
-    name: Name of the measurement in messages, such as 'scores of these pairs'.
-    list_scores: Returns the lines of scores.jsonl; None writes no such file.
-
-  Raises:
-    LockedError: Another process uses the work directory.
-    InputError: The work directory has another run than `identity`.
-  """
-  if not os.fspath(workdir):
-    return measure()
-  # A finished work directory may be read-only, so no lock is taken.
-  is_finished = (epath.Path(workdir) / run_dir.RESULT).exists()
-  with contextlib.nullcontext() if is_finished else lock.hold_lock(workdir):
-    folder = run_dir.open_run(workdir, identity)
-    if (folder / run_dir.RESULT).exists():
-      lock.remove_stale_lock(folder)  # of a process that was killed after writing its result
-      progress.log(f'nothing to do: {folder} has the {name}')
-    else:
-      result = measure()
-      if list_scores:
-        run_dir.write_lines(folder / run_dir.SCORES, list_scores(result))
-      files.write_json(folder / run_dir.RESULT, result)
-  return files.read_json(folder / run_dir.RESULT, f'the {name} in {folder}')
 
 
 def make_table(title: str | Text) -> rich_table.Table:

@@ -321,9 +321,7 @@ def evaluate_pairs(
     'likelihood': variant,
     'corpus': corpus_folder,
   }
-  return evaluate.measure_once(
-    workdir, identity, measure, 'scores of these pairs', make_score_lines
-  )
+  return run_dir.measure_once(workdir, identity, measure, 'scores of these pairs', make_score_lines)
 
 
 def _hash_pairs(pairs: Sequence[MinimalPair]) -> str:

@@ -26,7 +26,7 @@ from etils import epath
 from jaxtyping import Float, Integer
 from rich import table as rich_table
 
-from minilm_jax.core import progress, recipe
+from minilm_jax.core import progress, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.corpus_config import MASK_ID
 from minilm_jax.core.errors import InputError
@@ -96,7 +96,7 @@ def measure_baselines(config: RunConfig, workdir: epath.PathLike) -> dict[str, A
       'corpus_folder': str(folder),
     }
 
-  return evaluate.measure_once(workdir, identity, measure, 'baselines of this corpus')
+  return run_dir.measure_once(workdir, identity, measure, 'baselines of this corpus')
 
 
 def _measure(config: RunConfig, folder: epath.Path, splits: Sequence[str]) -> dict[str, Any]:

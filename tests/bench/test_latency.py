@@ -14,7 +14,7 @@ import rich.console
 from configs import tiny
 from minilm_jax.bench import latency
 from minilm_jax.cli import main
-from minilm_jax.core import files, recipe, run_dir
+from minilm_jax.core import files, lock, recipe, run_dir
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.model.heads import init_classifier
@@ -211,6 +211,9 @@ def test_a_stored_result_is_not_measured_again(
   calls = []
   monkeypatch.setattr(latency, '_measure', lambda *arguments: calls.append(arguments[1:]) or result)
   command = ['latency', '--config=configs/tiny.py', f'--workdir={tmp_path}', '--heads=3', '--json']
+  with lock.hold_lock(tmp_path):
+    assert main.main(command) == 2
+  assert not calls and 'found: a lock of process' in capsys.readouterr().err
   for _ in range(2):
     assert main.main(command) == 0
     assert json.loads(capsys.readouterr().out) == result
