@@ -105,9 +105,10 @@ def format_table(form: str, rows: list[dict[str, Any]]) -> bytes:
   mark = {'csv': ',', 'tsv': '\t'}[form]
 
   def format_cell(cell: Any) -> str:
-    return '"{}"'.format(str(cell).replace('"', '""')) if form == 'csv' else str(cell)
+    is_quoted = form == 'csv' and isinstance(cell, str)
+    return '"{}"'.format(cell.replace('"', '""')) if is_quoted else str(cell)
 
-  lines = [mark.join(map(format_cell, line)) for line in (rows[0], *(row.values() for row in rows))]
+  lines = [mark.join(rows[0]), *(mark.join(map(format_cell, row.values())) for row in rows)]
   return ''.join(f'{line}\n' for line in lines).encode()
 
 

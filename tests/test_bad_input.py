@@ -191,7 +191,11 @@ def test_bad_input_is_refused(
 # tests/cli/test_main.py has missing and misspelt commands, flags, values and recipes.
 ARGUMENTS = {
   'empty': [['report', '', '--workdir=W'], ['']],
-  'swapped': [['report', 'FILE', '--workdir=W'], ['report', '--logged=FILE', '--workdir=FILE']],
+  'swapped': [
+    ['report', 'FILE', '--workdir=W'],
+    ['report', '--logged=FILE', '--workdir=FILE'],
+    ['predict', '--classifier=FILE', '--text=a'],
+  ],
   'truncated': [['show', '-']],
   'UTF-16': [
     ['show', '--config=\udcff\udcfec'],

@@ -80,8 +80,8 @@ def build_roberta(
 ) -> transformers.RobertaForSequenceClassification:
   """Returns a RoBERTa of these sizes, with its own initialization.
 
-  It is the nearest one, because RoBERTa has no projection: its embedding tables have `hidden_size`
-  columns. Its head pools the first token and uses the dropout of the encoder.
+  The model is the nearest RoBERTa. RoBERTa has no projection, so the embedding tables have
+  `hidden_size` columns. The head pools the first token and uses the dropout of the encoder.
   """
   return transformers.RobertaForSequenceClassification(
     transformers.RobertaConfig(

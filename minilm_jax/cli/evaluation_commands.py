@@ -109,6 +109,7 @@ def fill_mask(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
   check_latest('fill-mask', flags.checkpoint)
   from minilm_jax.evaluation import inference
 
+  inference.check_guesses(flags.text, flags.best)
   guesses = inference.LanguageModel(flags.checkpoint).fill_mask(flags.text, flags.best)
   if flags.json:
     print_result({'guesses': [dataclasses.asdict(guess) for guess in guesses]})

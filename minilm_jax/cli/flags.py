@@ -22,8 +22,8 @@ class Flag:
 
   Attributes:
     help: description, for the help.
-    default: value without the flag; its type is that of the value, and None stands for a number.
-    choices: accepted values; () accepts all values.
+    default: value without the flag; its type is that of the value, and None is an absent whole number.
+    choices: accepted values besides the default; () accepts all values.
     is_path: whether the value names files or folders, so that a leading `~` is expanded.
     is_list: whether the value names several of them, so that a repeated flag adds to the value.
   """
@@ -302,9 +302,9 @@ def _parse_words(
         raise InputError(f'--{flag}', 'no value', f'give --{flag}=VALUE; see minilm {name} --help')
     if not field:
       value = _convert(f'--{flag}={text}', text, kind)
-      if flags[flag].choices and value not in flags[flag].choices:
-        remedy = suggest_name(text, flags[flag].choices)
-        raise InputError(f'--{flag}={text}', 'no such choice', remedy)
+      choices = flags[flag].choices
+      if choices and value not in (*choices, flags[flag].default):
+        raise InputError(f'--{flag}={text}', 'no such choice', suggest_name(text, choices))
       value = expand_home(value) if flags[flag].is_path else value
       values[flag] = _add_name(values.get(flag), value) if flags[flag].is_list else value
     elif recipe.is_path_list(field):

@@ -145,14 +145,7 @@ def guess_pieces(
   Raises:
     InputError: The text has no `<mask>` or too many tokens, or `best` is below 1.
   """
-  if _MASK_MARKER not in text:
-    raise InputError(
-      f'guesses for {text!r}',
-      f'no {_MASK_MARKER}',
-      f'write {_MASK_MARKER} in place of a word',
-    )
-  if best < 1:
-    raise InputError(f'the best {best} guesses', f'a number below 1: {best}', 'give at least 1')
+  check_guesses(text, best)
   ids = encode_masked(tokenizer, text)
   if len(ids) > model.config.max_length:
     raise InputError(
@@ -170,6 +163,18 @@ def guess_pieces(
     for hole, row in enumerate(probabilities[:, first : tokenizer.size], 1)
     for i in np.argsort(-row)[:best].tolist()
   ]
+
+
+def check_guesses(text: str, best: int) -> None:
+  """Raises InputError for a text without `<mask>`, and for `best` below 1."""
+  if _MASK_MARKER not in text:
+    raise InputError(
+      f'guesses for {text!r}',
+      f'no {_MASK_MARKER}',
+      f'write {_MASK_MARKER} in place of a word',
+    )
+  if best < 1:
+    raise InputError(f'the best {best} guesses', f'a number below 1: {best}', 'give at least 1')
 
 
 def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -283,6 +288,10 @@ def _describe_fields(card: Card) -> str:
 
 def _read_rows(file: str, card: Card) -> Iterator[tuple[str, ...]]:
   """Yields the texts of each row of a table."""
+  if not epath.Path(file).is_file():
+    raise InputError(
+      f'the texts of {file}', 'no such file', 'give a table: .jsonl, .csv, .tsv or .parquet'
+    )
   number = 0
   for number, row in enumerate(documents.read_table_rows(file), 1):
     fields = card.fields

@@ -54,7 +54,8 @@ from minilm_jax.tasks.examples import Examples, complete_task, list_splits, read
 _THRESHOLDS = (1, 10, 100)  # m
 HEADLINE_MEASURE = ('words', 'token overlap', 1)
 _IN_NATS = ('cross-entropy', 'divergence')
-TypeCounts = Any  # counts of T types in n examples, a `sparse.coo_array` [n T]
+# Counts of T types in n examples, a `sparse.coo_array` [n T], which SciPy does not annotate.
+TypeCounts = Any
 # A statistic of all n examples, and its values without each of the examples.
 Jackknife = tuple[float, Float[np.ndarray, 'n']]
 

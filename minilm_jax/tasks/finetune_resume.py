@@ -40,6 +40,7 @@ class FinetuneState:
   """Stores the progress of the members of a group.
 
   Attributes:
+    specs: Specifications of the members, in the order of the stack.
     members: Stacked models and optimizer states.
     loss_sums: Sum of the losses of each member in the current epoch.
     results: Results of each member, by epoch choice.

@@ -435,6 +435,7 @@ def test_a_step_for_a_gpu_has_kernels_and_no_time():
   step = compile_recipe(make_config(**SMALL), 'h100x2')
   gradient = 4 * count_parameters_by_part(make_config(**SMALL).model)['total']
   assert step['fits'] and step['mesh']['data'] == 2 and 'milliseconds' not in step
+  assert set(step['collectives']) == {'all-reduce'}
   assert step['collectives']['all-reduce']['count'] == 1
   assert gradient <= step['collectives']['all-reduce']['bytes'] <= gradient + 64
   kernels = step['kernels']

@@ -4,7 +4,8 @@ import pathlib
 
 import pytest
 
-from minilm_jax.cli import flags
+from minilm_jax.bench import lowering
+from minilm_jax.cli import flags, quickstart, watch
 from minilm_jax.cli.commands import COMMANDS
 from tests.docstring_commands import parse
 
@@ -50,6 +51,20 @@ def test_every_flag_of_a_path_expands_the_home_folder(monkeypatch):
     *('workdir', 'checkpoint', 'corpus', 'from', 'pairs', 'logged', 'base'),
     *('preregistration', 'members', 'committee', 'classifier', 'file', 'init_from', 'topology'),
   }
+
+
+def test_choices_are_the_keys_of_the_tables_of_commands():
+  for name, table in (
+    ('axis', watch.AXES),
+    ('language', quickstart.LANGUAGES),
+    ('program', lowering.PROGRAMS),
+  ):
+    assert set(flags.FLAGS[name].choices) == set(table)
+
+
+def test_a_flag_accepts_its_default_beside_its_choices():
+  _, options, _ = parse('bench', [f'--config={ROOT}/configs/tiny.py', '--compare_with='])
+  assert options.compare_with == flags.FLAGS['compare_with'].default
 
 
 def test_a_comma_in_the_name_of_a_source_does_not_split_it(tmp_path: pathlib.Path, monkeypatch):

@@ -108,6 +108,8 @@ REFUSED_BY_COMMAND = [
       'extract-member --workdir=W',
     )
   ),
+  ('fill-mask --checkpoint=EMPTY --text=dogs', 'no <mask>'),
+  ('fill-mask --checkpoint=EMPTY --text=<mask> --best=0', 'below 1'),
   ('evaluate --checkpoint=EMPTY', 'EMPTY'),
   ('evaluate --checkpoint=FILE', 'FILE'),
   ('evaluate --checkpoint=RUN --pairs=FILE --pll_variant=orginal', "did you mean 'original'"),
