@@ -235,6 +235,7 @@ def read_ngram_baselines(
   Losses are in nats, by the names in `PREDICTORS`.
 
   Args:
+    run_paths: runs of any kind, by name.
     base: run with the corpus, the subset and the evaluation rows of the baselines.
 
   Raises:

@@ -1,7 +1,8 @@
 """Compares models of different shape: cost-effectiveness (paper 1), and depth at equal size or cost.
 
 Cost-effectiveness is the perplexity that a larger model gains per FLOP. A step goes from one value
-of a factor of the model shape to the next. C is the FLOPs of a run and PPL the perplexity. In points of perplexity per 1e15 FLOPs, a step gains
+of a factor of the model shape to the next. C is the FLOPs of a run and PPL the perplexity. In points
+of perplexity per 1e15 FLOPs, a step gains
 
     (PPL_from - PPL_to) / ((C_to - C_from) / 1e15)
 
@@ -9,6 +10,7 @@ Only finished runs with equal numbers of rows are compared.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -61,12 +63,12 @@ class Arm:
     others = f' and {len(self.curves) - 1} more' if len(self.curves) > 1 else ''
     return self.first.name + others
 
-  @property
+  @functools.cached_property
   def flops(self) -> float:
     """FLOPs of a run."""
     return float(np.mean([curve.flops(HONEY)[-1] for curve in self.curves]))
 
-  @property
+  @functools.cached_property
   def bits(self) -> float:
     """Mean bits per word; nan if a run has none."""
     return float(np.mean([to_float(curve.bits_per_word) for curve in self.curves]))

@@ -12,10 +12,11 @@ The plateau is a phase early in training with a nearly constant loss before a st
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from minilm_jax.analysis.loss_curves import HONEY, LossCurve
 from minilm_jax.core.errors import InputError
@@ -59,7 +60,7 @@ def find_percentile_frontier(curves: Sequence[LossCurve], count: str = HONEY) ->
   Raises:
     InputError: there are no evaluations, or a curve lacks the count.
   """
-  points, flops, loss = _pool_evaluations(curves, count)
+  evaluations, flops, loss = _pool_evaluations(curves, count)
   percentiles = np.percentile(flops, np.arange(0, 101, 5))
   p0, p5, p10 = percentiles[:3]
   parts = [np.linspace(0, p0, 11), np.linspace(p0, p5, 11), np.linspace(p5, p10, 6)]
@@ -67,7 +68,7 @@ def find_percentile_frontier(curves: Sequence[LossCurve], count: str = HONEY) ->
   bins = np.digitize(flops, edges, right=True)
   order = np.lexsort((flops, loss, bins))
   first = np.flatnonzero(np.diff(bins[order], prepend=-1))
-  return [points[index] for index in order[first]]
+  return _make_points(evaluations, order[first], count)
 
 
 def find_lower_envelope(curves: Sequence[LossCurve], count: str = HONEY) -> list[Point]:
@@ -79,11 +80,11 @@ def find_lower_envelope(curves: Sequence[LossCurve], count: str = HONEY) -> list
   Raises:
     InputError: there are no evaluations, or a curve lacks the count.
   """
-  points, flops, loss = _pool_evaluations(curves, count)
+  evaluations, flops, loss = _pool_evaluations(curves, count)
   order = np.lexsort((loss, flops))
   best = np.minimum.accumulate(loss[order])
   is_record = np.concatenate([[True], loss[order][1:] < best[:-1]])
-  return [points[index] for index in order[is_record]]
+  return _make_points(evaluations, order[is_record], count)
 
 
 def to_arrays(points: Sequence[Point]) -> tuple[Float[np.ndarray, 'N'], Float[np.ndarray, 'N']]:
@@ -98,10 +99,17 @@ def make_point(curve: LossCurve, index: int, count: str) -> Point:
   return Point(float(flops), curve.loss[index], curve.name, float(tokens), curve.parameters)
 
 
+def _make_points(
+  evaluations: Sequence[tuple[LossCurve, int]], indices: Int[np.ndarray, 'n'], count: str
+) -> list[Point]:
+  selected = (evaluations[number] for number in indices.tolist())
+  return [make_point(curve, index, count) for curve, index in selected]
+
+
 def _pool_evaluations(
   curves: Sequence[LossCurve], count: str
-) -> tuple[list[Point], Float[np.ndarray, 'N'], Float[np.ndarray, 'N']]:
-  """Returns the evaluations of all curves after the first update, with their FLOPs and losses."""
+) -> tuple[list[tuple[LossCurve, int]], Float[np.ndarray, 'N'], Float[np.ndarray, 'N']]:
+  """Returns the evaluations of all curves, as curve and index, with their FLOPs and losses."""
   without_count = [curve.name for curve in curves if count not in curve.flops_per_row]
   if without_count:
     raise InputError(
@@ -109,15 +117,17 @@ def _pool_evaluations(
       f'{len(without_count)} runs without this count, such as {without_count[0]}',
       'choose a count of FLOPs that every run has',
     )
-  evaluations = (make_point(curve, i, count) for curve in curves for i in range(len(curve.loss)))
-  points = [point for point in evaluations if point.flops > 0]
-  if not points:
+  flops = np.concatenate([np.zeros(0), *(curve.flops(count) for curve in curves)])
+  is_paid = flops > 0
+  if not is_paid.any():
     raise InputError(
       'a frontier',
       f'{len(curves)} runs without an evaluation after the first update',
       'give runs with evaluations',
     )
-  return points, *to_arrays(points)
+  loss = np.concatenate([np.asarray(curve.loss, float) for curve in curves])
+  evaluations = [(curve, index) for curve in curves for index in range(len(curve.loss))]
+  return list(itertools.compress(evaluations, is_paid)), flops[is_paid], loss[is_paid]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +163,7 @@ def find_plateau(curve: LossCurve, level: float | None, count: str = HONEY) -> P
   """Returns the plateau of one run; None without a plateau.
 
   Args:
-    level: loss of the plateau, of `find_plateau_level`.
+    level: loss of the plateau, of `find_plateau_level`; None gives None.
   """
   if level is None:
     return None

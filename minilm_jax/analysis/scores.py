@@ -221,7 +221,7 @@ def _make_rows(
         {
           line['seed']: line
           for line in arm
-          if get_kind(line) == kind and line['learning_rate'] in arm_rates
+          if get_kind(line)[1:] == kind[1:] and line['learning_rate'] in arm_rates
         }
         for arm, arm_rates in zip(arms, rate_pair, strict=True)
       ]

@@ -345,10 +345,10 @@ def raise_together() -> Iterator[None]:
   except OSError as error:
     fault = f'{type(error).__name__}: {error}'
     parts = ['files of the run', fault, 'free disk space or fix the path']
-  errors = [json.loads(text) for text in _allgather_text(json.dumps(parts))]
+  errors = _allgather_text(json.dumps(parts) if parts else '')
   failed = [n for n in (_process, *range(_processes)) if errors[n]]
   if failed:
-    request, fact, remedy = errors[failed[0]]
+    request, fact, remedy = json.loads(errors[failed[0]])
     raise DistributedError(request, fact if parts else f'in process {failed[0]}: {fact}', remedy)
 
 
@@ -394,13 +394,15 @@ def allgather_ints(*values: int) -> list[tuple[int, ...]]:
 
 
 def _allgather_text(text: str) -> list[str]:
-  """Returns the texts of all processes by process index; no text is empty."""
+  """Returns the texts of all processes by process index, in one exchange if all are empty."""
   import numpy as np
   from jax.experimental import multihost_utils
 
   data = np.frombuffer(text.encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(data.size))
   buffer = np.zeros(max(sizes), np.uint8)
+  if not buffer.size:
+    return [''] * _processes
   buffer[: data.size] = data
   rows = multihost_utils.process_allgather(buffer)
   return [row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)]

@@ -185,10 +185,10 @@ class Checked:
       name, value = self.prefix + field.name, getattr(self, field.name)
       rules = [rule for rule in getattr(hints[field.name], '__metadata__', ()) if rule != PATH]
       for item in value if isinstance(value, tuple) else (value,):
-        for rule in rules:
-          rule(name, item)
         if isinstance(item, float) and not math.isfinite(item):  # config.json cannot hold it
           raise InputError(f'{name}={item}', 'NaN or infinity', 'give a finite number')
+        for rule in rules:
+          rule(name, item)
     self.check_together()
 
   def check_together(self) -> None:
@@ -205,7 +205,9 @@ class Checked:
   def refuse_both(self, first: str, second: str, found: str) -> None:
     """Raises InputError if two alternative fields are both set."""
     if getattr(self, first) and getattr(self, second):
-      raise InputError(self.format_fields(first, second), found, 'set only one of the fields')
+      raise InputError(
+        self.format_fields(first, second), found, "set one field to its default, 0 or ''"
+      )
 
 
 def find_schema_fault(value: Any, form: Schema, name: str = 'it') -> str:

@@ -250,8 +250,8 @@ class FileStatus:
 def read_status(path: epath.PathLike) -> FileStatus:
   """Returns the status of a file or folder.
 
-  On a local disk, the status of epath would include the name of the owner. It fails for an owner
-  without a name, as in a container or on a network file system.
+  On a local disk, the status of epath would include the name of the owner. That status fails for
+  an owner without a name, as in a container or on a network file system.
 
   Raises:
     OSError: there is no such file, or it cannot be read.

@@ -169,8 +169,13 @@ def order_rows(count: int, seed: int) -> Int[np.ndarray, 'N']:
 
 def count_row_tokens(corpus_files: CorpusFiles) -> Int[np.ndarray, 'N']:
   """Returns the number of tokens of each row, without pads."""
-  blocks = corpus_files.read_blocks()
-  return np.concatenate([np.count_nonzero(tokens != PAD_ID, axis=1) for tokens in blocks])
+  return np.concatenate(
+    [
+      np.count_nonzero(shard[first : first + _ROWS_PER_BLOCK] != PAD_ID, axis=1)
+      for shard in corpus_files.shards
+      for first in range(0, len(shard), _ROWS_PER_BLOCK)
+    ]
+  )
 
 
 def check_subset(config: SubsetConfig, manifest: Mapping[str, Any], folder: epath.PathLike) -> None:

@@ -102,6 +102,10 @@ class Tokenizer:
     self.sha256 = hashlib.sha256(model).hexdigest()
     self.size, self.between = self._processor.get_piece_size(), self._processor.between
 
+  def __reduce__(self) -> tuple[type, tuple[bytes]]:
+    """Returns how pickle and copy make an equal tokenizer, for pools of processes."""
+    return Tokenizer, (self.model,)
+
   def encode(self, texts: Sequence[str]) -> list[list[int]]:
     """Returns the ids of each text, without special ids: `<mask>` in a text is plain text."""
     return self._processor.encode([self._escape(text) for text in texts])

@@ -226,7 +226,7 @@ def atomic_export_folder(workdir: str) -> Iterator[pathlib.Path]:
     InputError: The folder cannot be created or renamed.
   """
   target = pathlib.Path(workdir).resolve()  # a link to an empty folder cannot be replaced
-  folder = target.parent / f'.{target.name}.{uuid.uuid4().hex}'
+  folder = target.parent / f'.{target.name}.{uuid.uuid4().hex[:8]}'
   missing = [parent for parent in target.parents if not parent.exists()]
   try:
     folder.mkdir(parents=True)

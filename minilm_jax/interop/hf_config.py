@@ -102,8 +102,8 @@ def read_shape(
 ) -> EncoderConfig:
   """Returns the configuration of the model of a config.json.
 
-  `tie_word_embeddings` matters only for a model with a masked-LM head (`has_head`). All families
-  have the defaults of EncoderConfig in further fields, such as `norm` and `positions`.
+  `tie_word_embeddings` matters only for a model with a masked-LM head (`has_head`). Fields that no
+  family has, such as `short_convolution`, keep the defaults of EncoderConfig.
 
   Raises:
     InputError: A size is missing or invalid, or the activation is not supported.
@@ -144,6 +144,11 @@ def read_shape(
     flops_heads=fields['num_attention_heads'],
     projection_norm=is_square,
     segment_embeddings_for_pairs=family.pair_segments and fields['type_vocab_size'] > 1,
+    # Facts of all families, also if a default of ours changes.
+    norm='post',
+    positions='learned',
+    convolutions=0,
+    dtype='float32',
   )
 
 

@@ -262,6 +262,7 @@ def load_weights(shapes: M, weights: Mapping[str, np.ndarray], modules: Mapping[
   Args:
     shapes: Model of `jax.ShapeDtypeStruct`, of which the parameters have other axes than PyTorch.
     weights: Weights of transformers by name, of any floating type. Matrices are `[out, in]`.
+    modules: Modules of transformers by the modules of the model.
 
   Raises:
     InputError: Weights are missing, unexpected, of another shape, or not finite.

@@ -256,7 +256,7 @@ def _build_unigram(model: _Model) -> Any:
 
 
 def _find_cuts(model: _Model) -> str:
-  """Returns the places to split letters that unigram would encode as a special or byte piece.
+  """Returns a regular expression of the places to split special and byte pieces in a text.
 
   The expression matches between two letters that no ordinary piece contains in sequence, so a split
   changes no other segmentation.

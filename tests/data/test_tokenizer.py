@@ -1,5 +1,6 @@
 """Tokenizers: special ids, lossless encoding, reproducible training, and two measures."""
 
+import copy
 import math
 import random
 import sys
@@ -181,6 +182,11 @@ def test_a_part_after_a_special_token_begins_a_word_only_after_a_space(large, sm
     (whole,) = trained.encode([f'the old king{after}'])
     word = whole[len(first) : -len(second)]
     assert whole == [*first, *word, *second] and trained.decode(word) == 'king'
+
+
+def test_a_tokenizer_is_copied(large):
+  other = copy.deepcopy(large)
+  assert other.sha256 == large.sha256 and other.encode(['the king']) == large.encode(['the king'])
 
 
 def test_parts_of_spaces_have_no_ids(large):

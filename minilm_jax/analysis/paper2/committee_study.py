@@ -122,7 +122,7 @@ class SeedCommittee:
 
   def is_shallower(self, training_set: TrainingSet) -> bool:
     """Returns whether the model of a run is deeper than all members and has no convolutions."""
-    model = training_set.model  # of old runs without the field of convolutions
+    model = training_set.model  # recipes of old runs lack the field `convolutions`
     return not model.get('convolutions') and model['num_layers'] > self.layers
 
 

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from minilm_jax.analysis.runs import RunLosses
-from minilm_jax.analysis.scores import Group
+from minilm_jax.analysis.seed_groups import Group
 from minilm_jax.core.errors import sanitize
 
 INK = '#010203'  # occurs nowhere else, so that an SVG can replace it with the colour of the page
@@ -102,9 +102,10 @@ class Drawing:
   @mpl.rc_context(STYLE)
   def to_png(self) -> bytes:
     """Returns the figure on white, for slides and papers."""
-    file = io.BytesIO()
+    file, canvas = io.BytesIO(), self.figure.canvas
     FigureCanvasAgg(self.figure)
     self.figure.savefig(file, format='png', dpi=200, facecolor='white', metadata={'Software': None})
+    self.figure.set_canvas(canvas)  # the other canvas holds a bitmap of several MB
     return file.getvalue()
 
 
@@ -191,7 +192,11 @@ def draw_losses(curves: Sequence[RunLosses]) -> Drawing:
 
 @mpl.rc_context(STYLE)
 def draw_dots(rows: Sequence[DotRow], x_label: str, scale: float = 1) -> Drawing:
-  """Draws a row a task: the mean of each arm as a dot on its interval, and baselines as marks."""
+  """Draws a row a task: the mean of each arm as a dot on its interval, and baselines as marks.
+
+  Args:
+    scale: factor of all numbers, of which `x_label` names the unit.
+  """
   arms = styles_by_name(name for row in rows for name in row.arms)
   baselines = dict.fromkeys(name for row in rows for name in row.baselines)
   marks = dict(zip(baselines, itertools.cycle('|xd')))
@@ -238,7 +243,11 @@ def _scale_interval(group: Group, scale: float) -> tuple[float, float, float]:
 
 
 def draw_panels(panels: Sequence[Panel], x_label: str, y_label: str, scale: float = 1) -> Drawing:
-  """Draws mean bands, a panel a task."""
+  """Draws mean bands, a panel a task.
+
+  Args:
+    scale: factor of all numbers, of which `y_label` names the unit.
+  """
   styles = styles_by_name(name for panel in panels for name in panel.bands)
   handles: dict[str, Any] = {}
 

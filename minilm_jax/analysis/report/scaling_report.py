@@ -406,8 +406,8 @@ def _select_series(
 
 
 def _select_drawn_laws(study: ScalingStudy) -> list[Fit]:
-  """Returns the law of the frontier after, if they fit better, the two laws beside a break."""
+  """Returns the law of the frontier, preceded by the two laws beside a break if they fit better."""
   laws = select_laws(study.fits)
   fits = [laws[form] for form in (PIECES, POWER) if form in laws]
-  has_break = len(fits) < 2 or fits[1].bic - fits[0].bic > MIN_BIC_GAIN
-  return fits if has_break else fits[1:]
+  keep_all = len(fits) < 2 or fits[1].bic - fits[0].bic > MIN_BIC_GAIN
+  return fits if keep_all else fits[1:]

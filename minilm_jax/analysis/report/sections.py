@@ -126,8 +126,8 @@ def encode_figures(sections: Iterable[Section]) -> dict[str, bytes]:
   contents = {}
   for section in sections:
     for name, drawing in section.figures.items():
-      contents[f'{name}.svg'] = drawing.svg.encode()
-      contents[f'{name}.png'] = drawing.to_png()
+      png = drawing.to_png()  # before the SVG, which frees the bitmap that texts refer to
+      contents |= {f'{name}.svg': drawing.svg.encode(), f'{name}.png': png}
   return contents
 
 

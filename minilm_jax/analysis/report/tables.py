@@ -104,9 +104,9 @@ def _answer_score(row: ScoreRow, differences: str) -> Answer:
   split = '' if row.split == ALL else f'{row.split} '
   examples = f'{row.task} has {row.examples:,} {split}examples.'
   arms = {'pre-trained': row.pretrained, 'from scratch': row.scratch}
-  absent = [name for name, group in arms.items() if not group.n]
-  if absent:
-    ((arm, group),) = [item for item in arms.items() if item[0] != absent[0]]
+  if absent := [name for name, group in arms.items() if not group.n]:
+    arm = 'from scratch' if absent[0] == 'pre-trained' else 'pre-trained'
+    group = arms[arm]
     interval = format_interval(group.mean, group.low, group.high, '.1f', 100)
     number = f'{interval} {arm} (n = {group.n})'
     return Answer(question, 'not measured', number, [f'No scores {absent[0]}. {examples}'])
