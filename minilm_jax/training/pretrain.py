@@ -114,7 +114,7 @@ def train(
     signals.InterruptedAfterSave: A signal came, and the run was saved after the chunk.
   """
   config, program, checkpoints = outputs.config, outputs.program, outputs.checkpoints
-  step, active = find_active_members(state)
+  step, active = find_progress(state)
   with progress.track_progress('pre-training', config.num_steps, 'updates', step) as update:
     with distributed.raise_together():
       run_chunk = compile_chunk(config, program, batches.spec)
@@ -145,7 +145,7 @@ def train(
   return state, active
 
 
-def find_active_members(state: TrainState) -> tuple[int, list[int]]:
+def find_progress(state: TrainState) -> tuple[int, list[int]]:
   """Returns the number of updates of a run, and the members that have all of them.
 
   The other members of a population stopped earlier, at a non-finite update.

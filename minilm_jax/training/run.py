@@ -15,7 +15,7 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.training import checkpoint, log_sinks, metrics_log, run_setup
 from minilm_jax.training.batches import load_resident, open_batches
 from minilm_jax.training.origin import make_start_state, parse_origin, resolve_origin
-from minilm_jax.training.pretrain import Outputs, ProfileContext, find_active_members, train
+from minilm_jax.training.pretrain import Outputs, ProfileContext, find_progress, train
 from minilm_jax.training.program import TrainProgram, build_program
 from minilm_jax.training.train_step import TrainState
 
@@ -64,7 +64,7 @@ def pretrain(
     state, lines = restore_or_init(config, workdir, program)
     with signals.note_signals() as interrupt:
       with _open_outputs(config, workdir, program, corpus_folder, manifest, lines) as outputs:
-        step, active = find_active_members(state)
+        step, active = find_progress(state)
         # A run may have been stopped between its last checkpoint and its result.
         if step < config.num_steps:
           with open_batches(config, program, corpus_folder) as batches:
@@ -127,7 +127,7 @@ def restore_or_init(
     state = make_start_state(config, workdir, program)
   else:
     progress.log(f'resuming from the checkpoint of update {saved_step:,}')
-  stopped = config.population.members - len(find_active_members(state)[1])
+  stopped = config.population.members - len(find_progress(state)[1])
   if stopped and config.nonfinite == 'stop':
     raise InputError(
       f'the run in {workdir}',
