@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from minilm_jax.core import run_dir
-from minilm_jax.training.checkpoint import flatten
+from minilm_jax.model.initialization import flatten
 
 
 def read_files(folder: pathlib.Path) -> dict[pathlib.Path, bytes]:

@@ -67,17 +67,22 @@ class Measure:
   Attributes:
     unit: 'pieces' or 'words'.
     name: Name of the measure in the docstring of the module.
-    least: Minimum count m in the corpus; 1 for measures without m.
+    min_count: Minimum count m in the corpus; 1 for measures without m.
     value: A share, or nats for cross-entropy and divergence.
     low: Lower end of the 95% interval, `high` the upper end; nan for fewer than two examples.
   """
 
   unit: str
   name: str
-  least: int
+  min_count: int
   value: float
   low: float
   high: float
+
+  def to_dict(self) -> dict[str, Any]:
+    """Returns the fields for JSON, with `least` for `min_count`."""
+    fields = dataclasses.asdict(self)
+    return {'least' if name == 'min_count' else name: fields[name] for name in fields}
 
 
 def count_types(examples: Sequence[Iterable[int]], types: int) -> TypeCounts:
@@ -159,7 +164,7 @@ def measure_overlap(
     'task': task.name,
     'examples': {name: len(examples.labels) for name, examples in splits.items()},
     'measures': {
-      name: [dataclasses.asdict(measure) for measure in split] for name, split in measures.items()
+      name: [measure.to_dict() for measure in split] for name, split in measures.items()
     },
   }
 
@@ -249,17 +254,17 @@ def _measure_types(
   ]
 
 
-def _make_measure(unit: str, name: str, least: int, statistic: Jackknife) -> Measure:
+def _make_measure(unit: str, name: str, min_count: int, statistic: Jackknife) -> Measure:
   """Returns a statistic with its jackknife interval, limited to the range of the measure."""
   value, without = statistic
   n = len(without)
   if n < 2 or not np.isfinite(without).all():
-    return Measure(unit, name, least, value, math.nan, math.nan)
+    return Measure(unit, name, min_count, value, math.nan, math.nan)
   error = math.sqrt((n - 1) / n * float(((without - without.mean()) ** 2).sum()))
   margin = float(stats.t.ppf(0.5 + metrics.CONFIDENCE / 2, n - 1)) * error
   maximum = math.inf if name in _IN_NATS else 1.0
   low, high = max(0.0, value - margin), min(maximum, value + margin)
-  return Measure(unit, name, least, value, low, high)
+  return Measure(unit, name, min_count, value, low, high)
 
 
 def _sum_entries(texts: TypeCounts, values: Shaped[np.ndarray, 'K']) -> Float[np.ndarray, 'n']:
@@ -326,7 +331,7 @@ def _compute_divergence(texts: TypeCounts, log_shares: Float[np.ndarray, 'V']) -
 
 def find_headline(measures: Sequence[Measure]) -> Measure:
   """Returns the measure `HEADLINE_MEASURE`."""
-  return next(m for m in measures if (m.unit, m.name, m.least) == HEADLINE_MEASURE)
+  return next(m for m in measures if (m.unit, m.name, m.min_count) == HEADLINE_MEASURE)
 
 
 def make_overlap_tables(result: Mapping[str, Any]) -> list[rich_table.Table]:

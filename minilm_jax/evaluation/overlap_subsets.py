@@ -137,8 +137,8 @@ def _describe_overlap(measures: Sequence[Measure]) -> dict[str, Any]:
   return {
     'overlap': {name: getattr(headline, name) for name in ('value', 'low', 'high')},
     'measures': [
-      {name: getattr(measure, name) for name in ('unit', 'name', 'least', 'value')}
-      for measure in measures
+      {name: fields[name] for name in ('unit', 'name', 'least', 'value')}
+      for fields in (measure.to_dict() for measure in measures)
     ],
   }
 

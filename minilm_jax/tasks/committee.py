@@ -25,11 +25,11 @@ from rich import table as rich_table
 from minilm_jax.core import files, lock, paths, progress, run_dir
 from minilm_jax.core.errors import TEXT, InputError
 from minilm_jax.model.heads import Classifier
+from minilm_jax.model.initialization import flatten
 from minilm_jax.tasks import classifier, metrics
 from minilm_jax.tasks.classifier import SavedClassifier
 from minilm_jax.tasks.committee_scores import read_outputs, study_sizes
 from minilm_jax.tasks.examples import Examples
-from minilm_jax.training import checkpoint
 
 COMMITTEE_KIND = 'committee'
 STUDY = 'committee.json'
@@ -291,7 +291,7 @@ def check_members(members: Sequence[SavedClassifier], names: Sequence[str]) -> N
       raise InputError(
         subject, 'a regression, which has no probabilities', 'give members of a classification task'
       )
-    if not all(np.isfinite(leaf).all() for leaf in checkpoint.flatten(member.model).values()):
+    if not all(np.isfinite(leaf).all() for leaf in flatten(member.model).values()):
       raise InputError(subject, 'non-finite weights', 'remove the member')
     for fault, value, first_value in (
       ('different labels', card.labels, first.labels),

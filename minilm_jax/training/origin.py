@@ -133,7 +133,7 @@ def _list_different_fields(config: RunConfig, source: RunConfig) -> dict[str, st
   # Models without learned positions accept rows of any length.
   if length != source.model.max_length and config.model.encoder == source.model.encoder:
     models = source.model, dataclasses.replace(source.model, max_length=length)
-    first, second = (checkpoint.flatten(trace_masked_language_model(model)) for model in models)
+    first, second = (jax.tree.leaves(trace_masked_language_model(model)) for model in models)
     free += ['max_length'] if first == second else []
   fields, new_fields = recipe.as_dict(source)['model'], recipe.as_dict(config)['model']
   return {

@@ -17,6 +17,7 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data import tokenizer
 from minilm_jax.data.tokenizer import Tokenizer
 from minilm_jax.model.heads import trace_masked_language_model
+from minilm_jax.model.initialization import flatten
 from minilm_jax.training import checkpoint, metrics_log, population, train_step
 from minilm_jax.training.train_step import TrainState
 
@@ -158,7 +159,7 @@ def load_tokenizer(workdir: epath.PathLike) -> Tokenizer:
 def hash_weights(model: Any) -> str:
   """Returns the SHA-256 checksum of the names, shapes, types and bytes of all weights."""
   digest = hashlib.sha256()
-  for name, array in sorted(checkpoint.flatten(distributed.to_host(model)).items()):
+  for name, array in sorted(flatten(distributed.to_host(model)).items()):
     digest.update(f'{name} {array.shape} {array.dtype}\n'.encode())
     digest.update(np.ascontiguousarray(array).tobytes())
   return digest.hexdigest()

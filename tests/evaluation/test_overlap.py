@@ -47,7 +47,7 @@ def corpus_texts(tiny_corpus: pathlib.Path, tiny_tokenizer: tokenizer.Tokenizer)
 def measure(texts: list[str], pieces: tokenizer.Tokenizer, counts: tuple) -> dict[Key, Measure]:
   examples = Examples(tuple(texts), (), np.zeros(len(texts), np.int32))
   measures = overlap.compute_measures(examples, pieces, *counts, 'a task')
-  return {(row.unit, row.name, row.least): row for row in measures}
+  return {(row.unit, row.name, row.min_count): row for row in measures}
 
 
 def test_a_corpus_overlaps_fully_with_its_text(

@@ -16,7 +16,8 @@ from minilm_jax.core import recipe
 from minilm_jax.core.config import MeshConfig
 from minilm_jax.data import tokenizer
 from minilm_jax.data.rows import Corpus
-from minilm_jax.training import checkpoint, population, sharding, train_step
+from minilm_jax.model.initialization import flatten
+from minilm_jax.training import population, sharding, train_step
 
 FILE = pathlib.Path(__file__).parent / 'steps.json'
 COMMAND = 'python -m tests.golden'
@@ -66,7 +67,7 @@ def measure(options: dict[str, Any] | None = None) -> dict[str, Any]:
     sums.append({name: float(step_sums[name]) for name in ('loss', 'masked')})
   norms = {
     name: float(jnp.linalg.norm(leaf))
-    for name, leaf in checkpoint.flatten(state.model).items()
+    for name, leaf in flatten(state.model).items()
     if leaf.ndim == 2
   }
   return {'sums': sums, 'norms': norms}

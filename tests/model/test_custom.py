@@ -23,6 +23,7 @@ from minilm_jax.core.model_config import EncoderConfig
 from minilm_jax.data import tokenizer
 from minilm_jax.evaluation import inference
 from minilm_jax.model import custom, flops, heads
+from minilm_jax.model.initialization import flatten
 from minilm_jax.tasks import classifier, finetune
 from minilm_jax.training import checkpoint, pretrained, run, sharding, train_step
 from tests import tiny_config
@@ -200,7 +201,7 @@ def test_pads_and_other_rows_change_nothing_and_every_parameter_learns(gated: En
       )
     )
   )
-  for name, leaf in checkpoint.flatten(gradient(model)).items():
+  for name, leaf in flatten(gradient(model)).items():
     assert np.abs(np.asarray(leaf)).max() > 0, name
 
 
@@ -208,9 +209,7 @@ def test_the_encoder_initializes_its_parameters(gated: EncoderConfig):
   """The rule of the recipe, with biases of 0.01, applies only to the head."""
   config = dataclasses.replace(gated, initialization='paper1')
   first, again, other = (
-    checkpoint.flatten(
-      jax.jit(lambda s: heads.init_masked_language_model(config, jax.random.key(s)))(seed)
-    )
+    flatten(jax.jit(lambda s: heads.init_masked_language_model(config, jax.random.key(s)))(seed))
     for seed in (0, 0, 1)
   )
   assert float(first['transform.bias'][0]) == pytest.approx(0.01)
@@ -228,7 +227,7 @@ def test_its_arrays_are_replicated_and_the_head_is_split(gated: EncoderConfig):
     jax.eval_shape(lambda: train_step.init_state(0, config)),
     sharding.make_mesh(MeshConfig(1, 0, 2)),
   )
-  is_split = {name: any(leaf.spec) for name, leaf in checkpoint.flatten(shardings).items()}
+  is_split = {name: any(leaf.spec) for name, leaf in flatten(shardings).items()}
   assert is_split['model.output.kernel']
   assert not any(split for name, split in is_split.items() if 'encoder.' in name)
 
@@ -264,7 +263,7 @@ def test_a_population_trains_in_bfloat16_and_resumes(population: pathlib.Path, t
   run.pretrain(
     recipe.resolve(files.read_json(population / run_dir.CONFIG, ''), 'pretrain'), resumed
   )
-  states = [checkpoint.flatten(restore(folder)) for folder in (population, resumed)]
+  states = [flatten(restore(folder)) for folder in (population, resumed)]
   jax.tree.map(np.testing.assert_array_equal, *states)
 
 
@@ -292,6 +291,6 @@ def test_a_member_is_extracted_fine_tuned_and_saved(
   )
   assert lines and all(np.isfinite(line['value']) for line in lines)
   saved = classifier.load_classifier(tmp_path / 'task' / 'classifier-0')
-  assert saved.card.model.encoder == GATED and checkpoint.flatten(saved.model)[
+  assert saved.card.model.encoder == GATED and flatten(saved.model)[
     'encoder.embedding.embedding'
   ].shape == (512, 16)

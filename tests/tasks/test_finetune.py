@@ -16,6 +16,7 @@ from minilm_jax.core import recipe, run_dir
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.evaluation import evaluate, inference, likelihood
+from minilm_jax.model.initialization import flatten
 from minilm_jax.tasks import finetune, finetune_resume, finetune_step, task_data
 from minilm_jax.training import checkpoint, pretrained, run
 from tests import tiny_config
@@ -402,9 +403,7 @@ def test_an_unlabelled_split_writes_no_directory(tiny_run: Path, tmp_path: Path,
 
 def test_checkpoints_have_different_encoders(tiny_run: Path):
   model = pretrained.load_single_config(tiny_run).model
-  first, last = (
-    checkpoint.flatten(finetune.load_encoder(tiny_run, model, step)) for step in (4, 8)
-  )
+  first, last = (flatten(finetune.load_encoder(tiny_run, model, step)) for step in (4, 8))
   assert checkpoint.list_steps(tiny_run) == [4, 8] and first.keys() == last.keys()
   for name, leaf in first.items():
     assert isinstance(leaf, np.ndarray) and not np.array_equal(leaf, last[name])
@@ -422,7 +421,7 @@ def convolved_run(tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -
 def test_fine_tuning_continues_running_statistics(convolved_run: Path, tmp_path: Path, monkeypatch):
   """Statistics start from those of the checkpoint; rows and batches are not cut."""
   model, statistics = pretrained.load_single_config(convolved_run).model, []
-  encoder = checkpoint.flatten(finetune.load_encoder(convolved_run, model, 4))
+  encoder = flatten(finetune.load_encoder(convolved_run, model, 4))
   name = 'convolution.layers.0.norm.running_mean'
   assert np.abs(encoder[name]).max() > 0
   train_group = finetune.train_group
@@ -431,7 +430,7 @@ def test_fine_tuning_continues_running_statistics(convolved_run: Path, tmp_path:
     copied = jax.tree.map(jax.numpy.copy, group.state.members)  # chunks donate their argument
     trained, _ = program.chunk(copied, data.train, jax.numpy.int32(3))
     for members in (group.state.members, trained):
-      statistics.append(np.asarray(checkpoint.flatten(members.state.model)[f'encoder.{name}']))
+      statistics.append(np.asarray(flatten(members.state.model)[f'encoder.{name}']))
     train_group(run, program, data, group)
 
   monkeypatch.setattr(finetune, 'train_group', note_statistics)

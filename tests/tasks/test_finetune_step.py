@@ -17,11 +17,12 @@ from minilm_jax.data import tokenizer
 from minilm_jax.data.rows import select_batch_rows
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.model.heads import init_classifier
+from minilm_jax.model.initialization import flatten
 from minilm_jax.tasks import finetune, finetune_step, task_data
 from minilm_jax.tasks.finetune_step import FinetuneProgram, StepShape
 from minilm_jax.tasks.task import find_task
 from minilm_jax.tasks.task_data import TaskRows
-from minilm_jax.training import checkpoint, population
+from minilm_jax.training import population
 from minilm_jax.training.pretrained import load_single_config
 from tests import tiny_config
 
@@ -146,9 +147,7 @@ def train(
   outputs = np.asarray(
     program.outputs(member.state.model, finetune_step.replicate_arrays(tokens, program))
   )[:, place]
-  parameters = {
-    name: np.asarray(leaf) for name, leaf in checkpoint.flatten(member.state.model).items()
-  }
+  parameters = {name: np.asarray(leaf) for name, leaf in flatten(member.state.model).items()}
   return [
     {
       **{name: leaf[number] for name, leaf in parameters.items()},
@@ -266,8 +265,8 @@ def test_gradients_of_parts_add_up_to_the_gradient_of_the_batch(
     lambda: jax.value_and_grad(sum_losses)(fresh, batch, 'classification')
   )()
   assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-  other = checkpoint.flatten(other)
-  for name, leaf in checkpoint.flatten(gradient).items():
+  other = flatten(other)
+  for name, leaf in flatten(gradient).items():
     np.testing.assert_allclose(leaf, other[name], rtol=1e-4, atol=1e-5, err_msg=name)
 
 
@@ -308,10 +307,10 @@ def test_members_start_from_their_checkpoint_and_a_fresh_head(
     program, [(3, 1e-3, 0), (3, 1e-3, 1), (3, 1e-3, FRESH[3]), (4, 1e-3, FRESH[4])], encoders
   )
   first, second, fresh, other = (
-    checkpoint.flatten(population.select_member(members, n).state.model) for n in range(4)
+    flatten(population.select_member(members, n).state.model) for n in range(4)
   )
   for parameters, encoder in ((first, saved[0]), (second, saved[1])):
-    for name, leaf in checkpoint.flatten(encoder).items():
+    for name, leaf in flatten(encoder).items():
       expected = leaf[used_ids] if f'encoder.{name}' == TABLE else leaf
       np.testing.assert_array_equal(parameters[f'encoder.{name}'], expected)
   for name, leaf in fresh.items():
@@ -328,9 +327,9 @@ def test_a_fresh_encoder_depends_on_the_seed_alone(model: EncoderConfig, fresh: 
   encoder = jax.jit(
     lambda: init_classifier(model, make_config().head, 3, rng.make_key(9, rng.Stream.HEAD))
   )().encoder
-  for name, leaf in checkpoint.flatten(encoder).items():
+  for name, leaf in flatten(encoder).items():
     np.testing.assert_allclose(
-      checkpoint.flatten(fresh)[name][list(FRESH).index(9)], leaf, rtol=1e-6, err_msg=name
+      flatten(fresh)[name][list(FRESH).index(9)], leaf, rtol=1e-6, err_msg=name
     )
 
 
@@ -352,7 +351,7 @@ def test_members_differ_by_seed_by_start_and_by_rate(
   for member in (*narrow_run[1:], *others):
     assert not np.allclose(member['outputs'], narrow_run[0]['outputs'], atol=1e-4)
   members = start_members(program, [(0, 0.0, 1)], encoders)
-  for name, leaf in checkpoint.flatten(population.select_member(members, 0).state.model).items():
+  for name, leaf in flatten(population.select_member(members, 0).state.model).items():
     np.testing.assert_array_equal(others[0][name], leaf)  # a rate of 0 changes nothing
 
 
@@ -360,7 +359,7 @@ def test_an_epoch_changes_every_parameter_that_a_row_uses(
   program: FinetuneProgram, narrow_run: list, encoders: Encoder, used_ids: np.ndarray
 ):
   members = start_members(program, [(0, 1e-3, 1)], encoders)
-  for name, before in checkpoint.flatten(population.select_member(members, 0).state.model).items():
+  for name, before in flatten(population.select_member(members, 0).state.model).items():
     moved = narrow_run[0][name] != np.asarray(before)
     assert moved.any(), name
     if name == TABLE:
@@ -379,7 +378,7 @@ def test_full_tables_and_rows_give_the_same_member(
 ):
   stack = jax.tree.map(lambda x: x[None], saved[1])
   (member,) = train(build_program(model, 1, (64,)), [(0, 1e-3, 0)], stack, full_rows)
-  before = np.asarray(checkpoint.flatten(saved[1])[TABLE.removeprefix('encoder.')])
+  before = np.asarray(flatten(saved[1])[TABLE.removeprefix('encoder.')])
   unused = np.setdiff1d(np.arange(520), used_ids)
   assert member[TABLE].shape[0] == 520 and len(unused) > 400
   np.testing.assert_array_equal(member[TABLE][unused], before[unused])

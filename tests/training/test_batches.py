@@ -10,8 +10,8 @@ import pytest
 from minilm_jax.core import distributed, run_dir
 from minilm_jax.data import corpus
 from minilm_jax.data.rows import select_batch_rows
+from minilm_jax.model.initialization import flatten
 from minilm_jax.training import batches, checkpoint, run
-from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_program
 from tests.tiny_config import UPDATES, make_run_config
 

@@ -21,6 +21,7 @@ from configs import tiny
 from minilm_jax.core import files, recipe, signals
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
+from minilm_jax.model.initialization import flatten
 from minilm_jax.training import batches, checkpoint, sharding, train_step
 from minilm_jax.training.program import build_program
 from tests import tiny_config
@@ -240,9 +241,9 @@ def test_running_statistics_are_saved_and_restored(data: int, tiny_corpus, tmp_p
   again, _, _ = program.chunk(checkpoint.restore(tmp_path, program.shapes, 2), rows, jnp.int32(2))
   assert bits(again) == bits(uninterrupted)
   name = 'encoder.convolution.layers.0.norm.running_variance'
-  saved_statistic = checkpoint.flatten(checkpoint.restore(tmp_path, program.shapes, 2).model)[name]
+  saved_statistic = flatten(checkpoint.restore(tmp_path, program.shapes, 2).model)[name]
   assert np.all(np.asarray(saved_statistic) != 1) and np.all(
-    saved_statistic != checkpoint.flatten(uninterrupted.model)[name]
+    saved_statistic != flatten(uninterrupted.model)[name]
   )
 
 

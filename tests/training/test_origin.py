@@ -11,6 +11,7 @@ from etils import epath
 
 from minilm_jax.core import files, run_dir
 from minilm_jax.core.errors import InputError
+from minilm_jax.model.initialization import flatten
 from minilm_jax.training import checkpoint, pretrained, program, run, run_setup
 from minilm_jax.training.origin import Origin, check_origin, parse_origin, resolve_origin
 from tests.tiny_config import CONVOLUTION, make_run_config
@@ -130,8 +131,8 @@ def test_moments_come_from_the_origin(started_run, tiny_run, tiny_corpus, monkey
   state, _ = run.restore_or_init(config, epath.Path(started_run), program.build_program(config))
   shapes = program.build_program(pretrained.load_config(tiny_run)).shapes
   saved = checkpoint.restore(tiny_run, shapes, 8)
-  expected, counts = checkpoint.flatten(saved.optimizer), []
-  for name, leaf in checkpoint.flatten(state.optimizer).items():
+  expected, counts = flatten(saved.optimizer), []
+  for name, leaf in flatten(state.optimizer).items():
     if name.endswith('count'):
       counts.append((int(leaf), int(expected[name])))
     else:

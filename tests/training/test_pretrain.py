@@ -26,6 +26,7 @@ from minilm_jax.core import files, lock, recipe, run_dir, signals
 from minilm_jax.core.config import RunConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus, tokenizer
+from minilm_jax.model.initialization import flatten
 from minilm_jax.training import (
   checkpoint,
   pretrain,
@@ -34,7 +35,6 @@ from minilm_jax.training import (
   train_step,
 )
 from minilm_jax.training.batches import load_resident
-from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import step_count
 from tests import eventfile
 from tests.run_files import bits, read_log, read_times

@@ -12,8 +12,8 @@ import pytest
 from minilm_jax.core import lock, run_dir
 from minilm_jax.core.errors import InputError
 from minilm_jax.evaluation import evaluate, inference
+from minilm_jax.model.initialization import flatten
 from minilm_jax.training import batches, checkpoint, population, pretrained, run
-from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_program, step_count
 from tests.tiny_config import ALTERNATIVE_PARTS, CONVOLUTION, UPDATES, make_run_config
 

@@ -22,9 +22,9 @@ from minilm_jax.core.errors import InputError
 from minilm_jax.data import corpus, tokenizer
 from minilm_jax.data.rows import Corpus
 from minilm_jax.model import heads
+from minilm_jax.model.initialization import flatten
 from minilm_jax.training import masking, sharding, train_step
 from minilm_jax.training.batches import load_resident, open_batches
-from minilm_jax.training.checkpoint import flatten
 from minilm_jax.training.program import build_evaluate, build_program, compile_chunk, step_count
 from tests.run_files import bits
 from tests.tiny_config import ALTERNATIVE_PARTS, CONVOLUTION, make_run_config

@@ -14,8 +14,8 @@ from configs import base
 from minilm_jax.core import recipe
 from minilm_jax.core.config import MeshConfig, RunConfig
 from minilm_jax.core.errors import InputError
+from minilm_jax.model.initialization import flatten
 from minilm_jax.training import sharding, train_step
-from minilm_jax.training.checkpoint import flatten
 
 
 def run_config(**changes: int) -> RunConfig:
