@@ -20,7 +20,7 @@ from minilm_jax.bench import timing
 from minilm_jax.bench.timing import TimedWorker
 from minilm_jax.core import backend, progress
 from minilm_jax.core.config import FinetuneConfig, RunConfig
-from minilm_jax.core.errors import InputError, require_library, suggest_name
+from minilm_jax.core.errors import InputError, check_name, require_library
 from minilm_jax.core.model_config import EncoderConfig
 
 COMPETITORS = ('torch',)
@@ -62,8 +62,7 @@ def check_competitor(config: RunConfig, competitor: str, platform: str) -> None:
   if not competitor:
     return
   flag = f'--compare_with={competitor}'
-  if competitor not in COMPETITORS:
-    raise InputError(flag, 'no such competitor', suggest_name(competitor, COMPETITORS))
+  check_name(flag, 'competitor', competitor, COMPETITORS)
   require_library('torch', 'peers', flag)
   if platform not in ('cpu', 'gpu'):
     raise InputError(flag, f'JAX devices of the platform {platform}', 'compare on a CPU or a GPU')

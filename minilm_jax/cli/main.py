@@ -24,7 +24,7 @@ from minilm_jax import __version__
 from minilm_jax.cli import flags, streams
 from minilm_jax.cli.commands import COMMANDS, format_command, format_overview
 from minilm_jax.core import distributed, signals
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import InputError, check_name
 
 _INPUT_ERROR_STATUS = 2
 # The parts of device-check need the accelerator, so that its own process leaves it alone.
@@ -71,12 +71,12 @@ def _run(name: str, words: Sequence[str]) -> None:
   if name in ('--help', '-h', 'help'):
     names = [word for word in words if not word.startswith('-')]
     for word in names:
-      _check_command(word)
+      check_name(f'minilm {word}', 'command', word, COMMANDS)
     print('\n\n'.join(map(format_command, names)) or format_overview())
   elif name == '--version':
     print(f'minilm_jax {__version__}')
   else:
-    _check_command(name)
+    check_name(f'minilm {name}', 'command', name, COMMANDS)
     if '--help' in words or '-h' in words:
       print(format_command(name))
     else:
@@ -92,11 +92,6 @@ def _run_command(name: str, words: Sequence[str]) -> None:
     backend.prepare(getattr(options, 'deterministic', False))
   absl_logging.set_verbosity(absl_logging.FATAL)  # Orbax logs every checkpoint
   COMMANDS[name].run(config, options, paths)
-
-
-def _check_command(name: str) -> None:
-  if name not in COMMANDS:
-    raise InputError(f'minilm {name}', 'no such command', suggest_name(name, COMMANDS))
 
 
 def _explain_error(name: str, error: Exception) -> InputError | None:

@@ -97,11 +97,22 @@ def suggest_name(name: str, known: Iterable[str]) -> str:
   >>> suggest_name('batchsize', ['batch_size', 'seed'])
   "did you mean 'batch_size'?"
   """
-  known = sorted(known)
+  known = sorted(set(known))
   close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
   if close:
     return f'did you mean {close[0]!r}?'
   return 'known names are ' + (', '.join(known) or '(none)')
+
+
+def check_name(asked: str, kind: str, name: str, known: Iterable[str]) -> None:
+  """Raises InputError with the nearest known name if a name is unknown.
+
+  Args:
+    asked: The request, the first part of the error.
+    kind: Kind of the name, such as 'metric'.
+  """
+  if name not in known:
+    raise InputError(asked, f'no such {kind}', suggest_name(name, known))
 
 
 FieldRule = Callable[[str, Any], None]

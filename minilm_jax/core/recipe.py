@@ -28,7 +28,15 @@ from ml_collections import config_dict
 from minilm_jax.core import paths, progress
 from minilm_jax.core.config import FinetuneConfig, RunConfig
 from minilm_jax.core.corpus_config import CorpusConfig
-from minilm_jax.core.errors import LIBRARY_ERRORS, NO_TEXT, PATH, InputError, PathText, suggest_name
+from minilm_jax.core.errors import (
+  LIBRARY_ERRORS,
+  NO_TEXT,
+  PATH,
+  InputError,
+  PathText,
+  check_name,
+  suggest_name,
+)
 
 T = TypeVar('T')
 KINDS: dict[str, type] = {'pretrain': RunConfig, 'corpus': CorpusConfig, 'finetune': FinetuneConfig}
@@ -202,10 +210,7 @@ def find_field(fields: Mapping[str, Any], name: str) -> Any:
   Raises:
     InputError: the recipe has no such field, or the name is a group of fields.
   """
-  if name not in fields:
-    raise InputError(
-      f'the field {name}', 'no such field in this recipe', suggest_name(name, fields)
-    )
+  check_name(f'the field {name}', 'field in this recipe', name, fields)
   if isinstance(fields[name], config_dict.ConfigDict):
     raise InputError(f'the field {name}', 'a group of fields', f'set a field, as in {name}.FIELD')
   return fields[name]
@@ -283,12 +288,7 @@ def build(cls: type[T], values: Mapping[str, Any], prefix: str = '') -> T:
   hints = typing.get_type_hints(cls, include_extras=True)
   names = [field.name for field in dataclasses.fields(typing.cast(Any, cls))]
   for name in values:
-    if name not in names:
-      raise InputError(
-        f'the field {prefix}{name}',
-        f'no such field in {cls.__name__}',
-        suggest_name(str(name), names),
-      )
+    check_name(f'the field {prefix}{name}', f'field in {cls.__name__}', str(name), names)
   missing = [prefix + name for name in names if name not in values]
   if missing:
     raise InputError(

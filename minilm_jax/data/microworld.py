@@ -19,7 +19,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import check_name
 
 Words = tuple[str, ...]
 GrammarRule = list[tuple[float, Words]]  # probability of a production; a word, words and symbols
@@ -365,9 +365,7 @@ def generate_examples(task: str, split: str, seed: int, count: int) -> list[dict
     InputError: The task or split is unknown.
   """
   for field, name, known in (('task', task, MICROWORLD_TASKS), ('split', split, MICROWORLD_SPLITS)):
-    if name not in known:
-      subject = f'{field} {name!r} of the microworld'
-      raise InputError(subject, f'no such {field}', suggest_name(name, set(known)))
+    check_name(f'{field} {name!r} of the microworld', field, name, known)
   grammar, make = build_grammar(0 if split == 'train' else 1), MICROWORLD_TASKS[task]
   rng = random.Random(f'{task}/{split}/{seed}')
   rows: dict[str, dict[str, Any]] = {}  # by first sentence

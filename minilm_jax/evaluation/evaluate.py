@@ -15,7 +15,7 @@ from rich.text import Text
 
 from minilm_jax.core import corpus_config, run_dir
 from minilm_jax.core.config import MeshConfig
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import InputError, check_name
 from minilm_jax.data.corpus import load_split, read_manifest
 from minilm_jax.data.rows import Corpus
 from minilm_jax.evaluation import likelihood
@@ -79,10 +79,7 @@ def read_split(source: epath.PathLike, max_length: int, corpus_folder: str, spli
     InputError: The split or corpus does not exist, rows exceed `max_length`, or the tokenizer
       differs.
   """
-  if split not in corpus_config.SPLITS:
-    raise InputError(
-      f'the split {split!r}', 'no such split', suggest_name(split, corpus_config.SPLITS)
-    )
+  check_name(f'the split {split!r}', 'split', split, corpus_config.SPLITS)
   hashes = run_dir.read_corpus_hashes(source)
   folder = epath.Path(corpus_folder or hashes['corpus_folder'])
   tokenizer_path = epath.Path(source) / run_dir.TOKENIZER

@@ -30,7 +30,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Integer
 
 from minilm_jax.core import progress
 from minilm_jax.core.config import MeshConfig
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import InputError, check_name
 from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, MASK_ID, PAD_ID, UNKNOWN_ID, Tokenizer
 from minilm_jax.model import cross_entropy
 from minilm_jax.model.heads import MaskedLanguageModel
@@ -54,10 +54,7 @@ RowScorer = Callable[[MaskedLanguageModel, Any], Float[Array, 'N *K']]
 
 def check_variant(variant: str) -> None:
   """Raises InputError for a name that is not in `PLL_VARIANTS`."""
-  if variant not in PLL_VARIANTS:
-    raise InputError(
-      f'--pll_variant={variant}', 'no such variant', suggest_name(variant, PLL_VARIANTS)
-    )
+  check_name(f'--pll_variant={variant}', 'variant', variant, PLL_VARIANTS)
 
 
 def measure_pseudo_perplexity(source: epath.PathLike, text: str, variant: str) -> dict[str, Any]:

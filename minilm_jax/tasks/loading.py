@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from minilm_jax.core.config import TaskConfig
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import InputError, check_name
 from minilm_jax.data import microworld, normalization, readers, tfds
 from minilm_jax.tasks import task_files
 from minilm_jax.tasks.task import Task
@@ -64,8 +64,7 @@ def read_rows(task: Task, config: TaskConfig, split: str) -> Iterator[dict[str, 
     path = _find_file(epath.Path(config.folder), split)
     return task_files.read_file(path, task, split, config.markers)
   if paths := list_named_files(config):
-    if split not in TASK_SPLITS:
-      raise InputError(f'the split {split!r}', 'no such split', suggest_name(split, TASK_SPLITS))
+    check_name(f'the split {split!r}', 'split', split, TASK_SPLITS)
     if split not in paths:
       raise MissingSplit(
         f'the {split} split of {task.name}',

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy import stats
 
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import InputError, check_name
 from minilm_jax.tasks.task import REGRESSION, Task
 
 CONFIDENCE = 0.95
@@ -183,8 +183,7 @@ def _check_predictions(
   predictions, labels = np.asarray(predictions), np.asarray(labels)
   subject = f'the metrics {", ".join(names)}'
   for name in names:
-    if name not in METRICS:
-      raise InputError(f'the metric {name!r}', 'no such metric', suggest_name(name, METRICS))
+    check_name(f'the metric {name!r}', 'metric', name, METRICS)
   if predictions.shape != labels.shape or labels.ndim != 1 or not labels.size:
     raise InputError(
       subject,

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from minilm_jax.core.errors import InputError, suggest_name
+from minilm_jax.core.errors import check_name
 
 CLASSIFICATION, REGRESSION = 'classification', 'regression'
 
@@ -130,10 +130,7 @@ def find_task(name: str) -> Task:
   >>> find_task('cola').headline
   'matthews'
   """
-  if name not in TASKS:
-    raise InputError(
-      f'the task {name!r}', 'no row of this name in tasks/task.py', suggest_name(name, TASKS)
-    )
+  check_name(f'the task {name!r}', 'task; tasks/task.py lists them', name, TASKS)
   return TASKS[name]
 
 
