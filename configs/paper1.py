@@ -7,7 +7,7 @@
 Settings follow the logs: 35,475 updates of 256 rows, one epoch of 9,081,490 rows; AdamW (0.9,
 0.95), weight decay 0.01 on every parameter, no clipping; the released initialisation. Every masked
 position becomes <mask>, and <s> and </s> may be masked. Untied models of the released code always
-have 8 heads: `heads` is the number that ran, and `flops_heads` the number that was logged. Unlike
+have 8 heads: `num_heads` is the number that ran, and `flops_heads` the number that was logged. Unlike
 in the released code, pads are neither attended to nor predicted.
 
 At the speed of `minilm bench` on two CPU cores, magic-bee-26 would take four hours and larger

@@ -19,7 +19,7 @@ rows, means of three seeds with 95% intervals. Nothing was selected on Wikipedia
     this recipe, e64-h64-f128-a4-l1        4.322 [4.234, 4.409]  5.765 [5.728, 5.801]
     `together`, e32-h32-f64-a8-l1          5.180 [5.111, 5.249]  6.672 [6.636, 6.708]
 
-An update of this recipe has 3.8 times the FLOPs of `together` at these shapes. With as many FLOPs,
+An update of this recipe has 3.7 times the FLOPs of `together` at these shapes. With as many FLOPs,
 `together` ends at 4.775 nats on the reduced language, one seed. `together` of `plateau_ablations.py`
 is the recipe of paper 1 with ten changes that shorten its plateau. Most comments below were measured
 with `together`, AdamW and 15% masked, at (32, 32, 64, 1): the loss without a field, and the compute

@@ -104,7 +104,7 @@ def _make_training_set(
     tokens=tokens,
     split_rows=split_rows,
     rows_seen=int(config['num_steps']) * int(config['batch_size']),
-    seed=int(config['seed']),
+    seed=int((config['population']['seeds'] or [config['seed']])[0]),
     task=str(subset['task']) if subset else '',
     overlap=float(subset['overlap']['value']) if subset else math.nan,
     selected=bool(subset) and subset['by'] in _TASK_SELECTIONS,

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from rich import table as rich_table
 
@@ -38,7 +39,8 @@ def describe_pretraining(config: RunConfig) -> dict[str, Any]:
   `tokens` and `flops` are those of one member, and `bytes` is the memory of all members. `arrays`
   has path, shape and sharding of each parameter.
   """
-  shapes = jax.eval_shape(functools.partial(train_step.init_state, config=config), config.seed)
+  init = functools.partial(train_step.init_state, config=config)
+  shapes = jax.eval_shape(init, np.uint32(config.seed))
   mesh = sharding.make_mesh(
     config.mesh,
     config.batch_size // (config.grad_accumulation_steps or 1),

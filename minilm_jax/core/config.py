@@ -83,7 +83,7 @@ class OptimizerConfig(Checked):
   # Length of the final decay of warmup_stable_decay as a share of num_steps.
   decay_fraction: Fraction = 0.2
   # Number of epochs (equal parts of num_steps) of per_epoch and per_epoch_from_zero.
-  epochs: NonNegativeInt = 0
+  epochs: Annotated[int, at_least(0), at_most(MAX_EPOCHS)] = 0
   beta1: Fraction = 0.9  # First-moment decay of AdamW; the momentum of Muon is 0.95.
   beta2: Fraction = 0.95  # Second-moment decay of AdamW.
   epsilon: NonNegativeFloat = 1e-8  # Denominator offset of AdamW.
@@ -170,11 +170,11 @@ class PopulationConfig(Checked):
   # Seed of each member; '' takes seed, seed + 1, ...
   seeds: Annotated[tuple[int, ...], check_seed] = ()
   # Value of each member for the named field; '' takes the field of the recipe for all members.
-  learning_rates: tuple[float, ...] = ()  # optimizer.learning_rate
-  weight_decays: tuple[float, ...] = ()  # optimizer.weight_decay
-  mask_rates: tuple[float, ...] = ()  # mask.rate
-  mask_randoms: tuple[float, ...] = ()  # mask.random_share
-  mask_keeps: tuple[float, ...] = ()  # mask.keep_share
+  learning_rates: Annotated[tuple[float, ...], at_least(0)] = ()  # optimizer.learning_rate
+  weight_decays: Annotated[tuple[float, ...], at_least(0)] = ()  # optimizer.weight_decay
+  mask_rates: Annotated[tuple[float, ...], at_least(0), at_most(1)] = ()  # mask.rate
+  mask_randoms: Annotated[tuple[float, ...], at_least(0), at_most(1)] = ()  # mask.random_share
+  mask_keeps: Annotated[tuple[float, ...], at_least(0), at_most(1)] = ()  # mask.keep_share
 
   def check_together(self) -> None:
     for name, values in vars(self).items():

@@ -32,7 +32,8 @@ HEARTBEAT_SECONDS = 10.0
 STALE_SECONDS = 120.0  # without a heartbeat, a holder on another host counts as dead
 _MAX_LOCK_BYTES = 4096  # lock files have about 200 bytes
 _MAX_PROCESS, _MAX_TIME = 1 << 31, 1 << 35
-_HOST = re.compile(r'[\w.:-]{1,255}', re.ASCII)  # host names without terminal control characters
+_MAX_HOST_CHARS = 255
+_NO_HOST_CHARACTER = re.compile(r'[^\w.:-]', re.ASCII)  # such as a terminal control character
 
 
 class LockedError(InputError):
@@ -68,7 +69,7 @@ def hold_lock(workdir: epath.PathLike) -> Iterator[Callable[[], None]]:
   new_folders = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
   files.make_folder(folder, f'a run in {folder}')
   holder = {
-    'host': socket.gethostname(),
+    'host': _read_host(),
     'process': os.getpid(),
     'id': uuid.uuid4().hex,
     'since': time.time(),
@@ -107,6 +108,11 @@ def remove_stale_lock(workdir: epath.PathLike) -> None:
   with contextlib.suppress(OSError):
     if path.exists() and _is_dead(path, holder := _read(path)):
       _remove(path, holder)
+
+
+def _read_host() -> str:
+  """Returns the name of this host, with underscores for characters that a lock cannot have."""
+  return _NO_HOST_CHARACTER.sub('_', socket.gethostname())[:_MAX_HOST_CHARS] or '_'
 
 
 def _read_start(process: int) -> int | None:
@@ -229,7 +235,9 @@ def _read(path: epath.Path) -> _Holder | None:
     return None
   if find_schema_fault(record, _SCHEMA):
     return None
-  is_valid = _HOST.fullmatch(record['host']) and 0 < record['process'] < _MAX_PROCESS
+  host, process = record['host'], record['process']
+  has_host = 0 < len(host) <= _MAX_HOST_CHARS and not _NO_HOST_CHARACTER.search(host)
+  is_valid = has_host and 0 < process < _MAX_PROCESS
   return record if is_valid and 0 <= (record.get('since') or 0) < _MAX_TIME else None
 
 
@@ -239,7 +247,7 @@ def _is_dead(path: epath.Path, holder: _Holder | None) -> bool:
   A process that runs on this host counts as alive without heartbeats, because it can be suspended.
   """
   places = None, _read_namespace()  # a lock of an earlier version has no namespace
-  if holder and holder['host'] == socket.gethostname() and holder.get('namespace') in places:
+  if holder and holder['host'] == _read_host() and holder.get('namespace') in places:
     try:
       os.kill(holder['process'], 0)
     except ProcessLookupError:

@@ -21,6 +21,7 @@ CLASSIFIER = 'classifier.json'  # card in the folder of a saved classifier, whic
 FAILURE, BITS_PER_WORD = 'failure.json', 'bits_per_word.json'  # files of a sweep point
 METRICS, SCORES, PREDICTIONS = 'metrics.jsonl', 'scores.jsonl', 'predictions.jsonl'
 IMPORTED = 'imported'  # kind of a run of `minilm import`, and a field of its manifest
+PENDING_ORIGIN = '.origin.json'  # origin of a run that has no manifest yet
 ORIGIN = 'origin'  # field of the manifest of a run that starts with the weights of another run
 # Types of log fields. All fields are optional; each reader requires the fields that it needs.
 _LINE_FIELDS = {
@@ -67,6 +68,8 @@ _LINE_SCHEMAS = {
   },
   PREDICTIONS: _LINE_FIELDS | {'predictions?': [NUMBER], 'labels?': [NUMBER]},
 }
+# Fields of each line of the log of a pre-training run.
+RUN_LINE = ('step', 'split', 'loss', 'perplexity', 'tokens', 'flops', 'seconds')
 # Recipe fields that can differ when a run is resumed.
 _CHANGEABLE_FIELDS = ('log.sinks', 'log.project', 'log.name')
 # Fields for the machine, which the last start determines.
@@ -90,12 +93,12 @@ def compute_row_length(line: Mapping[str, Any], batch_size: int) -> int:
   return round(line['tokens'] / (line['step'] * batch_size))
 
 
-def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
+def read_lines(path: epath.PathLike, needed: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
   """Yields the records of a log without an incomplete last line; nothing for a missing file.
 
   Raises:
-    InputError: the log cannot be read, or a complete line is not a JSON object with the field types
-      of this log.
+    InputError: the log cannot be read, or a complete line is not a JSON object with the needed
+      fields and the field types of this log.
   """
   path = epath.Path(path)
   if not path.exists():
@@ -121,6 +124,9 @@ def read_lines(path: epath.PathLike) -> Iterator[dict[str, Any]]:
         line_schema = _LINE_SCHEMAS.get(path.name, {})
         if fault := find_schema_fault(record, line_schema, f'line {number}'):
           raise InputError(f'the log {path}', fault, 'remove that line')
+        if missing := [name for name in needed if name not in record]:
+          fault = f'line {number} without {", ".join(missing)}'
+          raise InputError(f'the log {path}', fault, 'remove that line')
         yield record
   except OSError as error:
     raise InputError(
@@ -138,13 +144,13 @@ def _is_cut_short(line: bytes) -> bool:
 
 
 def keep_lines(
-  path: epath.PathLike, is_valid: Callable[[dict[str, Any]], bool]
+  path: epath.PathLike, is_valid: Callable[[dict[str, Any]], bool], needed: Sequence[str] = ()
 ) -> list[dict[str, Any]]:
   """Removes the other records from a log and returns the valid records.
 
   A resumed run removes the records that were logged after its checkpoint.
   """
-  records = [record for record in read_lines(path) if is_valid(record)]
+  records = [record for record in read_lines(path, needed) if is_valid(record)]
   write_lines(path, records)
   return records
 
@@ -155,14 +161,19 @@ def write_lines(path: epath.PathLike, records: Sequence[dict[str, Any]]) -> None
 
 
 def open_run(
-  workdir: epath.PathLike, config: Mapping[str, Any], changeable: Sequence[str] = ()
+  workdir: epath.PathLike,
+  config: Mapping[str, Any],
+  changeable: Sequence[str] = (),
+  origin: Mapping[str, Any] = {},
 ) -> epath.Path:
   """Creates a run directory with config.json, or opens an existing directory of the same recipe.
 
-  Fields for the machine, such as those of `mesh`, may have other values, which are then stored.
+  Fields for the machine, such as those of `mesh`, may have other values; `store_machine_fields`
+  stores them.
 
   Args:
     changeable: fields that can differ from the stored recipe, in addition to the log sinks.
+    origin: record of `read_origin` for a new run; a later start finds it without a manifest.
 
   Returns:
     The run directory.
@@ -181,9 +192,13 @@ def open_run(
     # In a recipe of pre-training, the name is that of a group of fields.
     source = config[_CHECKPOINT] if _CHECKPOINT in config else ''
     link = link_source(source, workdir) if isinstance(source, str) else {}
+    if origin:
+      files.write_json(workdir / PENDING_ORIGIN, dict(origin))
+    else:
+      (workdir / PENDING_ORIGIN).unlink(missing_ok=True)  # of a start that ended before config.json
     files.write_json(path, {**config, **link})
     return workdir
-  stored = files.read_object(path, f'the recipe of the run in {workdir}')
+  stored = files.read_object(path, f'the recipe of the run in {workdir}', {'kind?': TEXT})
   stored_link = stored.pop(_CHECKPOINT_LINK, '')
   old = flatten(old_names.complete_recipe(stored))
   new = flatten(old_names.complete_recipe(json.loads(files.format_json_line(config))))
@@ -204,9 +219,16 @@ def open_run(
       f'a run of another recipe: {"; ".join(changes[:6])}',
       'give another --workdir, or the stored recipe',
     )
-  if any(name in old and old[name] != new[name] for name in _MACHINE_FIELDS if name in new):
-    files.write_json(path, config)  # a recipe of pre-training, which has no link
   return workdir
+
+
+def store_machine_fields(workdir: epath.PathLike, config: Mapping[str, Any]) -> None:
+  """Stores a recipe of pre-training that differs from the stored recipe in fields for the machine."""
+  path = epath.Path(workdir) / CONFIG
+  stored = files.read_object(path, f'the recipe of the run in {workdir}')
+  old, new = flatten(old_names.complete_recipe(stored)), flatten(dict(config))
+  if any(name in old and old[name] != new[name] for name in _MACHINE_FIELDS):
+    files.write_json(path, config)
 
 
 def measure_once(
@@ -282,7 +304,11 @@ def read_origin(workdir: epath.PathLike) -> dict[str, Any]:
     InputError: the manifest is damaged.
   """
   schema = {'checkpoint': TEXT, 'checkpoint_step': COUNT, 'optimizer': FLAG, 'weights?': TEXT}
-  return _read_record(workdir, ORIGIN, {**schema, f'{_CHECKPOINT_LINK}?': TEXT})
+  schema[f'{_CHECKPOINT_LINK}?'] = TEXT
+  folder = epath.Path(workdir)
+  if (folder / PENDING_ORIGIN).exists() and not (folder / MANIFEST).exists():
+    return files.read_object(folder / PENDING_ORIGIN, f'the origin of {workdir}', schema)
+  return _read_record(workdir, ORIGIN, schema)
 
 
 def name_origin(workdir: epath.PathLike) -> str:

@@ -28,7 +28,7 @@ from minilm_jax.data.tokenizer import Tokenizer
 from minilm_jax.evaluation import evaluate, likelihood
 from minilm_jax.evaluation.ngrams import UNPREDICTED_IDS
 from minilm_jax.tasks import metrics
-from minilm_jax.training import pretrained
+from minilm_jax.training import population, pretrained
 
 _ALL_PARADIGMS = 'all'  # the mean over all paradigms; not allowed as the name of a phenomenon
 _SENTENCE_COLUMNS = ('sentence_good', 'sentence_bad')
@@ -306,7 +306,7 @@ def evaluate_pairs(
       'likelihood': variant,
       'checkpoint': source.name,
       'checkpoint_step': run.step,
-      'seed': run.config.seed,
+      'seed': int(population.member_seeds(run.config)[0]),
       **compare_pairs(pairs, sentences, score, unigrams),
       'frequency_from': frequency_from,
       'seconds': round(time.monotonic() - started, 3),

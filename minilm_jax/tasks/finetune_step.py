@@ -251,9 +251,9 @@ def check_optimizer(config: FinetuneConfig, model: EncoderConfig) -> None:
   Raises:
     InputError: They lack one of the names.
   """
-  init = lambda: init_classifier(model, config.head, 0, jax.random.key(0))
-  parameters = optimizer.select_parameters(jax.eval_shape(init))
-  optimizer.decay_mask(config.optimizer, parameters, config.optimizer.weight_decay > 0)
+  if config.optimizer.weight_decay:
+    init = lambda: init_classifier(model, config.head, 0, jax.random.key(0))
+    optimizer.check_no_decay(config.optimizer, jax.eval_shape(init))
 
 
 def init_member(

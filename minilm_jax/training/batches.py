@@ -56,9 +56,10 @@ class FileSource:
     self._count = int(files.ends[-1]) if self._row_numbers is None else len(self._row_numbers)
     self._sharding = population.member_sharding(program.mesh, program.strategy)
     self._members = () if program.strategy == 'single' else (len(self._seeds),)
-    self._order = self._build_order()
     self._reads: dict[int, concurrent.futures.Future] = {}
-    shape = (*self._members, config.log.every, config.batch_size, files.manifest['length'])
+    self._window = min(config.log.every, config.num_steps)
+    self._order = self._build_order()
+    shape = (*self._members, self._window, config.batch_size, files.manifest['length'])
     self.spec = self._build_window(
       jax.ShapeDtypeStruct(shape, files.shards[0].dtype, sharding=self._sharding),
       jax.ShapeDtypeStruct(self._members, np.int32, sharding=self._sharding),
@@ -74,7 +75,7 @@ class FileSource:
 
   def _build_order(self) -> Callable[[np.uint32], jax.Array]:
     """Returns a jitted function from a step to the row numbers `[P S B]` of the next S batches."""
-    seeds, steps = jnp.asarray(self._seeds)[:, None], jnp.arange(self._config.log.every)[None]
+    seeds, steps = jnp.asarray(self._seeds)[:, None], jnp.arange(self._window)[None]
 
     @functools.partial(jnp.vectorize, signature='(),()->(B)')
     def select(seed: rng.Counter, step: rng.Counter) -> jax.Array:

@@ -41,10 +41,18 @@ FOLDER = 'checkpoints'
 CHECKSUMS = 'checksums.json'
 # Errors of Orbax and TensorStore for a full or missing disk, and for a changed file.
 _WRITE_ERRORS = (OSError, ValueError, RuntimeError)
-_READ_ERRORS = (FileNotFoundError, ValueError, LookupError, TypeError)
+_READ_ERRORS = (FileNotFoundError, ValueError, LookupError, TypeError, AttributeError)
 # One device writes a replicated array. By default every device writes a slice, by a program that is
 # compiled for each shape and slice.
 _ARRAY_HANDLER = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+
+
+class _RaiseCause(contextlib.AbstractContextManager[None]):
+  """Raises the error of a read in place of the bare Exception in which Orbax wraps it."""
+
+  def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    if kind is Exception and error.__cause__ is not None:
+      raise error.__cause__ from None
 
 
 class CorruptCheckpointError(InputError):
@@ -334,7 +342,8 @@ def restore(workdir: epath.PathLike, like: T, step: int, prefix: str = '') -> T:
       _check_same_arrays(f'{prefix} of {subject}' if prefix else subject, saved, targets)
       restore_args = ocp.checkpoint_utils.construct_restore_args(targets)
       arguments = ocp.args.PyTreeRestore(targets, restore_args=restore_args, partial_restore=True)
-      arrays = reader.restore(path, args=arguments)
+      with _RaiseCause():
+        arrays = reader.restore(path, args=arguments)
   except _READ_ERRORS as error:
     fault = f'cannot be read: {type(error).__name__}: {" ".join(str(error).split())}'
     # The files are intact if they match their checksums, so an earlier checkpoint would not help.

@@ -34,7 +34,7 @@ from etils import epath
 
 from minilm_jax.core import distributed, files, paths, progress, recipe
 from minilm_jax.core.config import LogConfig, RunConfig
-from minilm_jax.core.errors import TEXT, require_library, sanitize
+from minilm_jax.core.errors import TEXT, InputError, require_library, sanitize
 
 EVENTS_FOLDER = 'events'
 WANDB_FILE = 'wandb.json'
@@ -87,7 +87,7 @@ def open_sinks(config: RunConfig, workdir: epath.Path, lines: Lines) -> Iterator
 def _disable_on_failure(name: str, sinks: dict[str, Send]) -> Iterator[None]:
   try:
     yield
-  except (OSError, ImportError, WandbUnavailable) as error:
+  except (OSError, ImportError, InputError, WandbUnavailable) as error:
     sinks.pop(name, None)
     progress.log(f'the log sink {name} is disabled, and training continues: {sanitize(f"{error}")}')
 

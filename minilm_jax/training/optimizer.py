@@ -118,23 +118,24 @@ def _stable_then_decay(
   return lambda step: peak * (1 - jnp.sqrt(jnp.clip((step - (num_steps - decay)) / decay, 0, 1)))
 
 
-def decay_mask(config: OptimizerConfig, model: Any, is_decayed: bool = True) -> Any:
-  """Returns a tree with True for parameters whose path contains no pattern of `no_decay`.
-
-  Args:
-    is_decayed: Whether there is weight decay, so that a pattern without parameters is refused.
+def check_no_decay(config: OptimizerConfig, model: Any) -> None:
+  """Checks that each pattern of `no_decay` is in the path of a parameter.
 
   Raises:
     InputError: A pattern matches no parameter.
   """
-  names = list(flatten(model))
-  for pattern in config.no_decay if is_decayed else ():
+  names = list(flatten(select_parameters(model)))
+  for pattern in config.no_decay:
     if not any(pattern in name for name in names):
       raise InputError(
         f'optimizer.no_decay={pattern!r}',
         f'no parameter with {pattern!r} in its path',
         f'give a part of a path such as {names[0]}',
       )
+
+
+def decay_mask(config: OptimizerConfig, model: Any) -> Any:
+  """Returns a tree with True for parameters whose path contains no pattern of `no_decay`."""
   return map_with_name(
     lambda name, _: not any(pattern in name for pattern in config.no_decay), model
   )
@@ -154,12 +155,10 @@ def build_optimizer(
     learning_rate: Replaces the learning rate of the configuration.
     weight_decay: Replaces the weight decay of the configuration.
   """
-  # A decay in the arguments may be an array, whose value is unknown.
-  is_decayed = weight_decay is not None or config.weight_decay > 0
   weight_decay = config.weight_decay if weight_decay is None else weight_decay
   clipping = [optax.clip_by_global_norm(config.clip)] if config.clip else []
   schedule, parameters = build_schedule(config, num_steps, learning_rate), select_parameters(model)
-  mask = decay_mask(config, parameters, is_decayed)
+  mask = decay_mask(config, parameters)
   transform = optax.adamw(
     schedule, config.beta1, config.beta2, config.epsilon, weight_decay=weight_decay, mask=mask
   )

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 from jax.sharding import Sharding
 
@@ -150,7 +151,7 @@ def _load_origin(config: RunConfig, origin: Origin, target: Sharding) -> tuple[A
     functools.partial(
       train_step.init_state, config=dataclasses.replace(config, optimizer=source.optimizer)
     ),
-    config.seed,
+    np.uint32(config.seed),
   )
   restore = functools.partial(
     checkpoint.restore_part, origin.folder, step=origin.step, sharding=target

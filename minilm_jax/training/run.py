@@ -60,7 +60,7 @@ def pretrain(
   )
   if (result := run_setup.read_result(config, workdir)) is not None:
     return result
-  with run_setup.lock_run(workdir) as check_lock:
+  with run_setup.lock_run(config, workdir) as check_lock:
     state, lines = restore_or_init(config, workdir, program)
     with signals.note_signals() as interrupt:
       with _open_outputs(config, workdir, program, corpus_folder, manifest, lines) as outputs:
@@ -121,6 +121,7 @@ def restore_or_init(
     lambda: run_dir.keep_lines(
       workdir / run_dir.METRICS,
       lambda line: line['step'] <= (saved_step or 0) and line['split'] != 'test',
+      [*run_dir.RUN_LINE, *(['member'] if config.population.members > 1 else [])],
     )
   )
   if saved_step is None or state is None:

@@ -55,7 +55,7 @@ def validate(config: RunConfig, origin: Mapping[str, Any] = {}) -> str:
   # Imported late, because only a run that builds its corpus needs the text pipeline.
   from minilm_jax.data import documents
 
-  corpus_config = recipe.resolve(recipe.load(config.corpus), 'corpus')
+  corpus_config = load_corpus_recipe(config.corpus)
   # The size of an existing tokenizer is in its file, not in the recipe.
   tokenizer_path = corpus_config.tokenizer.path
   if tokenizer_path and epath.Path(tokenizer_path).is_file():
@@ -66,8 +66,25 @@ def validate(config: RunConfig, origin: Mapping[str, Any] = {}) -> str:
   return ''
 
 
+def load_corpus_recipe(name: str) -> Any:
+  """Returns the CorpusConfig of the recipe that `config.corpus` names.
+
+  Raises:
+    InputError: The file or its recipe is missing, or the recipe has another kind.
+  """
+  source = recipe.load(name)
+  if 'kind' in source and source['kind'] in ('pretrain', 'finetune'):
+    raise InputError(
+      f'config.corpus={name}',
+      f'a recipe of kind {source["kind"]!r}',
+      "give a folder of minilm corpus, or the name of a file's corpus, as in "
+      'configs/quickstart.py:corpus',
+    )
+  return recipe.resolve(source, 'corpus')
+
+
 def _is_recipe(name: str) -> bool:
-  return name.partition(':')[0].endswith('.py')
+  return recipe.split_argument(name)[0].endswith('.py')
 
 
 def _check_model_size(config: RunConfig, subject: str, vocab_size: int, length: int) -> None:
@@ -145,20 +162,21 @@ def open_or_create_run(
   # The folder of the corpus may have moved: the manifest identifies the corpus by its hash.
   has_manifest = (epath.Path(workdir) / run_dir.MANIFEST).exists()
   free = ['corpus'] if has_manifest and not is_recipe else []
-  workdir = run_dir.open_run(workdir, recipe.as_dict(config), free)
+  workdir = run_dir.open_run(workdir, recipe.as_dict(config), free, origin)
   folder = epath.Path(config.corpus)
   if is_recipe:
     # Imported late, because only a run that builds its corpus needs the text pipeline.
     from minilm_jax.data import build
 
-    folder = build.build_corpus(
-      recipe.resolve(recipe.load(config.corpus), 'corpus'), workdir / 'corpus'
-    )
+    folder = build.build_corpus(load_corpus_recipe(config.corpus), workdir / 'corpus')
+  # The first start may have ended while it built the corpus.
+  origin = origin if has_manifest else origin or run_dir.read_origin(workdir)
   manifest = validate_corpus(config, folder, origin)
   if has_manifest:
     _check_manifest(workdir, folder, manifest)
   else:
     _write_manifest(config, workdir, folder, manifest, origin)
+    (workdir / run_dir.PENDING_ORIGIN).unlink(missing_ok=True)
   return workdir, folder, manifest
 
 
@@ -237,17 +255,20 @@ def _measure_training_data(
 
 
 @contextlib.contextmanager
-def lock_run(workdir: epath.Path) -> Iterator[Callable[[], None]]:
+def lock_run(config: RunConfig, workdir: epath.Path) -> Iterator[Callable[[], None]]:
   """Locks the run directory in the first process, and yields a function that checks the lock.
+
+  Stores the fields for the machine of the recipe.
 
   Raises:
     LockedError: Another process uses the directory.
   """
   with contextlib.ExitStack() as stack:
     with distributed.raise_together():
-      check = (
-        stack.enter_context(lock.hold_lock(workdir)) if distributed.is_primary() else lambda: None
-      )
+      check = lambda: None
+      if distributed.is_primary():
+        check = stack.enter_context(lock.hold_lock(workdir))
+        run_dir.store_machine_fields(workdir, recipe.as_dict(config))
     yield check
 
 

@@ -112,8 +112,14 @@ def name_tensor(tensor: int, model: Any) -> str:
 
 
 def init_state(seed: rng.Counter, config: RunConfig) -> TrainState:
-  """Returns the state before the first step."""
+  """Returns the state before the first step.
+
+  Raises:
+    InputError: A pattern of `optimizer.no_decay` matches no parameter, and there is weight decay.
+  """
   model: Any = init_masked_language_model(config.model, rng.make_key(seed, rng.Stream.INIT))
+  if max(config.population.weight_decays, default=config.optimizer.weight_decay):
+    optimizer.check_no_decay(config.optimizer, model)
   moments = optimizer.build_optimizer(config.optimizer, config.num_steps, model).init(model)
   return TrainState(jnp.zeros((), jnp.int32), jnp.asarray(seed, jnp.uint32), model, moments)
 

@@ -30,6 +30,15 @@ def write_corpus_run(folder: pathlib.Path, corpus: str, rows: int, **options: An
   files.write_json(folder / run_dir.MANIFEST, manifest | {'corpus': corpus})
 
 
+def test_the_seed_is_that_of_the_only_member(tmp_path: pathlib.Path):
+  write_subset_run(tmp_path / 'run', 1000)
+  config = files.read_json(tmp_path / 'run' / run_dir.CONFIG, 'the recipe')
+  config['population']['seeds'] = [7]
+  files.write_json(tmp_path / 'run' / run_dir.CONFIG, config)
+  sets = training_sets.read_training_sets(runs.find_runs([str(tmp_path)]))
+  assert [found.seed for found in sets.values()] == [7]
+
+
 def test_a_scaling_study_uses_the_corpus_with_the_most_runs(tmp_path: pathlib.Path):
   for number in range(3):
     write_corpus_run(tmp_path / f'a{number}', 'A', 1000, tokenizer='t1')

@@ -89,6 +89,15 @@ def test_a_lock_of_another_container_is_valid_until_it_is_stale(tmp_path):
     assert json.loads(path.read_text())['namespace'] == os.stat('/proc/self/ns/pid').st_ino
 
 
+def test_a_host_name_may_have_any_characters(tmp_path, monkeypatch):
+  monkeypatch.setattr(socket, 'gethostname', lambda: 'müller pc')
+  with lock.hold_lock(tmp_path):
+    check_refused(tmp_path, f'{os.getpid()} on m_ller_pc')
+  write_lock(tmp_path, host='m_ller_pc', process=2**22 + 1)  # above the largest PID of Linux
+  with lock.hold_lock(tmp_path):
+    pass
+
+
 def test_an_empty_lock_is_valid(tmp_path):
   (tmp_path / lock.LOCK_FILE).touch()
   check_refused(tmp_path)

@@ -199,11 +199,26 @@ def test_a_file_in_place_of_a_run_is_refused(tmp_path):
 def test_fields_for_the_machine_may_change_and_are_stored(tmp_path):
   recipe = {'kind': 'pretrain', 'seed': 0, 'mesh': {'data': 8, 'model': 1}}
   run_dir.open_run(tmp_path, recipe)
-  run_dir.open_run(tmp_path, recipe | {'mesh': {'data': 2, 'model': 1}})
+  changed = recipe | {'mesh': {'data': 2, 'model': 1}}
+  run_dir.open_run(tmp_path, changed)
+  assert files.read_json(tmp_path / run_dir.CONFIG, 'the recipe')['mesh']['data'] == 8
+  run_dir.store_machine_fields(tmp_path, changed)
   stored = files.read_json(tmp_path / run_dir.CONFIG, 'the recipe')
   assert stored['mesh'] == {'data': 2, 'model': 1}
   with pytest.raises(InputError, match='seed is 1'):
     run_dir.open_run(tmp_path, recipe | {'seed': 1})
+
+
+def test_a_recipe_of_an_invalid_kind_is_refused(tmp_path):
+  (tmp_path / run_dir.CONFIG).write_text('{"kind": []}')
+  with pytest.raises(InputError, match='kind'):
+    run_dir.open_run(tmp_path, {'kind': 'pretrain'})
+
+
+def test_a_line_without_a_needed_field_is_refused(tmp_path):
+  (tmp_path / run_dir.METRICS).write_text('{"step": 1, "loss": 2.0}\n{"loss": 1.0}\n')
+  with pytest.raises(InputError, match='line 2 without step'):
+    run_dir.keep_lines(tmp_path / run_dir.METRICS, lambda line: True, ['step', 'loss'])
 
 
 def test_the_folder_of_a_classifier_is_no_run(tmp_path):

@@ -43,6 +43,16 @@ def test_both_sources_give_the_same_batches(members: int, tiny_corpus):
         np.testing.assert_array_equal(tokens[member, step - done], expected)
 
 
+def test_a_window_has_no_more_steps_than_the_run(tiny_corpus):
+  config = make_run_config(
+    tiny_corpus,
+    corpus_placement='host',
+    **{'log.every': 1000, 'eval.every': 1000, 'checkpoint.every': 1000, 'num_steps': 3},
+  )
+  with batches.open_batches(config, build_program(config), tiny_corpus) as source:
+    assert source.spec.tokens.shape[:2] == (3, 16)
+
+
 @pytest.mark.parametrize('changes', [{}, {'population.members': 2, 'mesh.data': 2}], ids=str)
 def test_a_run_does_not_depend_on_the_placement(changes: dict[str, int], tiny_corpus, tmp_path):
   """The last chunk may be shorter, and devices may share a batch."""

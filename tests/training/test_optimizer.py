@@ -1,5 +1,7 @@
 """Schedules have the rates of the papers; weight decay follows the paths of parameters."""
 
+import contextlib
+import functools
 from typing import Any
 
 import jax
@@ -13,8 +15,8 @@ from minilm_jax.core import recipe
 from minilm_jax.core.errors import InputError
 from minilm_jax.model import heads
 from minilm_jax.model.initialization import path_name
-from minilm_jax.training import optimizer
-from tests.tiny_config import make_optimizer_config
+from minilm_jax.training import optimizer, train_step
+from tests.tiny_config import make_optimizer_config, make_run_config
 
 UPDATES = 35_475
 PARAMETERS = {
@@ -119,11 +121,26 @@ def test_decay_skips_paths_with_a_pattern():
 
 def test_a_pattern_that_matches_nothing_is_refused():
   with pytest.raises(InputError, match="no_decay='layernorm'"):
-    optimizer.decay_mask(make_optimizer_config(no_decay=('bias', 'layernorm')), PARAMETERS)
-  unused = make_optimizer_config(no_decay=('bias', 'layernorm'), weight_decay=0.0)
-  optimizer.build_optimizer(unused, 10, PARAMETERS)
-  with pytest.raises(InputError, match="no_decay='layernorm'"):  # a member may have weight decay
-    optimizer.build_optimizer(unused, 10, PARAMETERS, weight_decay=jnp.float32(0.1))
+    optimizer.check_no_decay(make_optimizer_config(no_decay=('bias', 'layernorm')), PARAMETERS)
+
+
+@pytest.mark.parametrize(
+  'decays, is_refused', [((0.0, ()), False), ((0.1, ()), True), ((0.0, (0.0, 0.1)), True)]
+)
+def test_a_run_without_weight_decay_reads_no_pattern(
+  decays: tuple[float, tuple[float, ...]], is_refused: bool
+):
+  config = make_run_config(
+    '',
+    **{
+      'optimizer.no_decay': 'layernorm',
+      'optimizer.weight_decay': decays[0],
+      'population.weight_decays': ','.join(map(str, decays[1])),
+      'population.members': max(1, len(decays[1])),
+    },
+  )
+  with pytest.raises(InputError) if is_refused else contextlib.nullcontext():
+    jax.eval_shape(functools.partial(train_step.init_state, config=config), np.uint32(0))
 
 
 def first_update(gradient: Any, **changes: Any) -> Any:

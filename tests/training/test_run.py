@@ -4,6 +4,7 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -106,6 +107,24 @@ def test_a_checkpoint_without_checksums_is_used_if_readable(workdir, capsys):
   array_file(workdir, 12).write_bytes(b'')
   check_resumes_from(workdir, 8)
   assert 'update 12' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda workdir: array_file(workdir, 12).write_bytes(b''),
+    lambda workdir: array_file(workdir, 12).unlink(),
+    lambda workdir: (folder_of(workdir, 12) / 'default' / '_METADATA').write_text('[]'),
+  ],
+  ids=['empty', 'missing', 'metadata'],
+)
+def test_an_unreadable_checkpoint_without_checksums_is_renamed(damage: Any, workdir):
+  (folder_of(workdir, 12) / checkpoint.CHECKSUMS).unlink()
+  damage(workdir)
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[1])
+  like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), LIKE)
+  assert run.restore_latest(workdir, like)[0] == 8
+  assert folder_of(workdir, 12).with_name('12.corrupt').exists()
 
 
 def test_an_intact_checkpoint_that_does_not_fit_is_not_renamed(workdir, monkeypatch):

@@ -11,7 +11,7 @@ from etils import epath
 
 from minilm_jax.core import files, lock, run_dir
 from minilm_jax.core.errors import InputError
-from minilm_jax.data import corpus
+from minilm_jax.data import build, corpus
 from minilm_jax.training import run_setup
 from tests.run_files import read_times
 from tests.tiny_config import make_run_config
@@ -88,6 +88,7 @@ def test_a_corpus_without_its_tokenizer_is_refused(data: bytes | None, tiny_corp
     ({'corpus': ''}, '--config.corpus=FOLDER'),
     ({'corpus': '/nowhere'}, 'manifest.json'),
     ({'corpus': 'configs/nowhere.py:corpus'}, 'configs/nowhere.py'),
+    ({'corpus': 'configs/tiny.py:pretrain'}, 'config.corpus=configs/tiny.py:pretrain'),
     ({'corpus': 'configs/tiny.py:corpus', 'model.vocab_size': 100}, 'model.vocab_size=512'),
   ],
 )
@@ -136,6 +137,25 @@ def test_a_result_ends_a_run_and_removes_a_stale_lock(opened_run, tiny_corpus, t
   files.write_json(folder / run_dir.RESULT, {'updates': 12})
   assert run_setup.read_result(config, epath.Path(folder)) == {'updates': 12}
   assert not (folder / lock.LOCK_FILE).exists()
+
+
+def test_an_interrupted_build_of_the_corpus_keeps_the_origin(
+  tiny_run, tiny_corpus, tmp_path, monkeypatch
+):
+  """The repeated command has no --init_from."""
+  folder, config = tmp_path / 'run', make_run_config('configs/tiny.py:corpus')
+
+  def interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(build, 'build_corpus', interrupt)
+  record = {'checkpoint': str(tiny_run), 'checkpoint_step': 8, 'optimizer': False}
+  with pytest.raises(KeyboardInterrupt):
+    run_setup.open_or_create_run(config, folder, record)
+  monkeypatch.setattr(build, 'build_corpus', lambda *_: epath.Path(tiny_corpus))
+  run_setup.open_or_create_run(config, folder)
+  assert run_dir.read_origin(folder) == record
+  assert not (folder / run_dir.PENDING_ORIGIN).exists()
 
 
 @pytest.mark.parametrize('rows', [0, 24])
