@@ -178,7 +178,9 @@ def read_comparison(
       '; '.join(['no run with another recipe', *left_out]),
       'give folders with other recipes on the same corpus: minilm ablations --base=RUN FOLDER',
     )
-  left_out += [f'{name}: {reason}' for name, reason in runs.read_failures(folders).items()]
+  left_out += [
+    f'{name}: {reason}' for name, reason in runs.read_failures(folders, run_paths).items()
+  ]
   under_way = [
     f'{curve.name}, after {curve.tokens[-1]:,.0f} tokens'
     for at_size in shapes
@@ -266,9 +268,8 @@ def _explain_baseline_difference(path: epath.Path, base: AblationRun) -> str:
     return f'baselines of the corpus {corpus}, but the base is on {base_corpus}'
   if recipe['rows'] != base.eval_rows:
     return f'baselines on {recipe["rows"]:,} rows, but the base is evaluated on {base.eval_rows:,}'
-  if any(
-    base.curve.recipe[f'subset.{field}'] != value for field, value in recipe['subset'].items()
-  ):
+  subset = {f'subset.{field}': value for field, value in recipe['subset'].items()}
+  if not subset.items() <= base.curve.recipe.items():
     return 'baselines of another subset of the corpus than that of the base'
   return '' if (path / run_dir.RESULT).exists() else 'unfinished baselines'
 

@@ -103,7 +103,9 @@ def _parse_evaluation(path: epath.Path, line: int, cells: Mapping[str, str]) -> 
     if not is_valid or not (math.isfinite(value) or column in _PERPLEXITIES):
       remedy = 'give a non-negative integer' if is_count else 'give a number'
       raise InputError(f'the logged table {path}, line {line}', f'{logged} is {text!r}', remedy)
-    numbers[column] = int(value) if is_count else value if math.isfinite(value) else None
+    # Studies take the logarithm of a loss.
+    is_usable = math.isfinite(value) and (value > 0 or column not in _PERPLEXITIES)
+    numbers[column] = int(value) if is_count else value if is_usable else None
   return _Evaluation(path, line, cells[_RUN], numbers)
 
 

@@ -61,10 +61,11 @@ class LossCurve:
   Attributes:
     name: name of the run, with the number of a member of a population.
     length: tokens in a row.
-    flops_per_row: FLOPs of the forward and backward pass of a row, by the name of the count.
+    flops_per_row: FLOPs of the forward and backward pass of a row, by the name of the count;
+      every curve has `HONEY`.
     rows: rows seen at each evaluation.
     loss: validation loss at each evaluation, in nats a masked token.
-    non_finite: number of evaluations without a finite loss, which are left out.
+    non_finite: number of evaluations without a finite positive loss, which are left out.
     finished: the run has a finite loss at the end of its schedule.
     learning_rate: peak learning rate; None if not logged.
     tied: the head shares the embedding table; None if not logged.
@@ -195,7 +196,7 @@ def _make_run_curve(
   finite = {
     step: line
     for step, line in sorted(validation.items())
-    if math.isfinite(runs.to_float(line['loss']))
+    if 0 < runs.to_float(line['loss']) < math.inf  # studies take the logarithm
   }
   test = [
     runs.to_float(line['loss']) for line in lines if line['split'] == 'test' and 'loss' in line
@@ -203,9 +204,10 @@ def _make_run_curve(
   batch_size = config['batch_size']
   last = finite[max(finite)] if finite else None
   length = run_dir.compute_row_length(last, batch_size) if last else model['max_length']
+  counts = manifest['flops_per_row']
   flops = {
     count: float(value) * length / model['max_length']
-    for count, value in manifest['flops_per_row'].items()
+    for count, value in {HONEY: counts[HONEY], **counts}.items()
   }
   if last and 'flops' in last and ACTUAL in flops and length != model['max_length']:
     flops[ACTUAL] = last['flops'] / (last['step'] * batch_size)

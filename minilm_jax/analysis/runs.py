@@ -61,6 +61,7 @@ class RunRow:
   evaluated: bool
   validation_loss: float | None
   validation_perplexity: float | None
+  validation_tokens: float | None
   scores: int
   devices: str
   origin: str
@@ -106,9 +107,16 @@ def _make_relative_name(folder: epath.Path, path: epath.Path) -> str:
   return sanitize('/'.join(path.parts[len(folder.parts) :]) or path.resolve().name)
 
 
-def read_failures(folders: Sequence[epath.PathLike]) -> dict[str, str]:
-  """Returns the reasons in failure.json of failed points of a sweep, by name."""
-  failures = {}
+def read_failures(
+  folders: Sequence[epath.PathLike], run_paths: Mapping[str, epath.Path]
+) -> dict[str, str]:
+  """Returns the reasons in failure.json of failed points of a sweep, by name.
+
+  A point without config.json is in no run path. It has its whole path as name if a run or another
+  point has its relative name.
+  """
+  names = {paths.resolve_links(path): name for name, path in run_paths.items()}
+  failures: dict[str, str] = {}
   for folder in map(epath.Path, folders):
     for path in paths.list_folders(folder, _SKIPPED_FOLDERS):
       if not (path / run_dir.FAILURE).exists() or (path / run_dir.RESULT).exists():
@@ -116,7 +124,10 @@ def read_failures(folders: Sequence[epath.PathLike]) -> dict[str, str]:
       schema = {'asked?': TEXT, 'found?': TEXT}
       record = files.read_object(path / run_dir.FAILURE, f'the failure in {path}', schema)
       parts = [record[key] for key in ('asked', 'found') if key in record]
-      failures[_make_relative_name(folder, path)] = sanitize(': '.join(parts))
+      name = names.get(paths.resolve_links(path), _make_relative_name(folder, path))
+      if name in failures or name in run_paths and paths.resolve_links(path) not in names:
+        name = sanitize(str(path.resolve()))
+      failures[name] = sanitize(': '.join(parts))
   return failures
 
 
@@ -243,6 +254,7 @@ def summarize_run(name: str, path: epath.Path) -> list[RunRow]:
         evaluated=bool(validation),
         validation_loss=validation.get('loss'),
         validation_perplexity=validation.get('perplexity'),
+        validation_tokens=validation.get('tokens'),
         scores=num_scores,
         devices=', '.join(sorted(set(manifest.get('devices') or ()))),
         origin=sanitize(run_dir.name_origin(path)),

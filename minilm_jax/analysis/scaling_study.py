@@ -83,14 +83,9 @@ def study_scaling(
     unfinished: include runs that have not reached the end of their schedule.
   """
   left_out: list[str] = []
-  counted = [
-    curve for curve in curves if (curve.finished or unfinished) and HONEY in curve.flops_per_row
-  ]
+  counted = [curve for curve in curves if curve.finished or unfinished]
   if len(counted) < len(curves):
-    left_out.append(
-      f'{len(curves) - len(counted)} of {len(curves)} runs: unfinished, diverged, or without the '
-      f'count {HONEY!r} of FLOPs'
-    )
+    left_out.append(f'{len(curves) - len(counted)} of {len(curves)} runs: unfinished or diverged')
   level = frontier.find_plateau_level(counted)
   runs = [(curve, frontier.find_plateau(curve, level)) for curve in counted]
   plateaus = [plateau for _, plateau in runs if plateau is not None]

@@ -24,10 +24,12 @@ from rich import table as rich_table
 from minilm_jax.bench import competitors, machine, timing
 from minilm_jax.core import backend, progress
 from minilm_jax.core.config import PopulationConfig, RunConfig
+from minilm_jax.core.errors import at_most
 from minilm_jax.model.flops import count_parameters_by_part, flops_per_row
 from minilm_jax.training import population
 
 STRATEGIES = ('map', 'vmap', 'solo', 'processes')
+MAX_STEPS = 1_000_000  # a block of more steps would take hours
 _MEMORY_FRACTION_VARIABLE = 'XLA_PYTHON_CLIENT_MEM_FRACTION'
 
 
@@ -124,7 +126,8 @@ def _start_cached_step(
 
 
 def check_bench(config: RunConfig, steps: int, repeats: int) -> None:
-  """Raises InputError if there are no steps to time or no ordinary tokens to train on."""
+  """Raises InputError if there are no steps to time, or too many, or no ordinary tokens."""
+  at_most(MAX_STEPS)('--steps', steps)
   timing.check_minimums(
     ('--steps', steps, 1),
     ('--repeats', repeats, 1),

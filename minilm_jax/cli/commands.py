@@ -10,7 +10,7 @@ from minilm_jax.cli.flags import FLAGS, Command, FlagValues
 from minilm_jax.core.errors import InputError, require_library
 
 SHELLS = ('bash', 'zsh', 'fish', 'tcsh')
-_FLAG_COLUMNS = 17
+_FLAG_COLUMNS = 2 + max(map(len, FLAGS))
 
 
 def _print_completion(config: Any, flags: FlagValues, paths: Sequence[str]) -> None:
@@ -163,6 +163,7 @@ COMMANDS: Mapping[str, Command] = {
     'nothing; prints loss curves and a table with the state of each run',
     'runs/tiny --follow',
     ('follow', 'axis', 'split'),
+    {'split': 'train, the default, or validation'},
     takes_paths=True,
   ),
   'export': Command(
@@ -293,15 +294,14 @@ def format_command(name: str) -> str:
       '--config.FIELD=VALUE changes a field',
       f'{" " * (_FLAG_COLUMNS + 4)}a recipe is a Python program: give only files that you trust',
     ]
-  helps = {name: flag.help for name, flag in FLAGS.items()} | dict(command.flag_help)
   for word in sorted(command.flags, key=lambda word: not word.endswith('*')):
-    flag = FLAGS[word.rstrip('*')]
-    text = helps[word.rstrip('*')]
+    name = word.rstrip('*')
+    flag = FLAGS[name]
     choices = f': {", ".join(flag.choices)}' if flag.choices else ''
-    note = f' (default: {flag.default})' if flag.default else ''
-    if word.endswith('*'):
-      note = ' (required)'
-    lines.append(f'  --{word.rstrip("*"):<{_FLAG_COLUMNS}}{text}{choices}{note}')
+    default = f' (default: {flag.default})' if flag.default else ''
+    text = command.flag_help.get(name, f'{flag.help}{choices}{default}')
+    required = ' (required)' if word.endswith('*') else ''
+    lines.append(f'  --{name:<{_FLAG_COLUMNS}}{text}{required}')
   return '\n'.join(lines)
 
 

@@ -154,14 +154,22 @@ def test_runs_without_a_field_are_left_out_with_the_reason(tmp_path: pathlib.Pat
   change_file(
     fake_runs.write_scaling_run(tmp_path / 'strange') / run_dir.MANIFEST, parameters=1_000_000
   )
+  change_file(
+    fake_runs.write_scaling_run(tmp_path / 'count') / run_dir.MANIFEST, flops_per_row={'actual': 9}
+  )
+  zero = fake_runs.write_scaling_run(tmp_path / 'zero')
+  lines = run_dir.read_lines(zero / run_dir.METRICS)
+  run_dir.write_lines(zero / run_dir.METRICS, [line | {'loss': 0.0} for line in lines])
   run_dir.open_run(tmp_path / 'task', {'kind': 'finetune'})
   curves, left_out = loss_curves.read_runs(runs.find_runs([tmp_path]))
   assert [curve.name for curve in curves] == ['good']
   reasons = dict(text.split(': ', 1) for text in left_out)
-  assert set(reasons) == {'early', 'bare', 'old', 'strange'}
+  assert set(reasons) == {'early', 'bare', 'old', 'strange', 'count', 'zero'}
   assert (
     'validation loss' in reasons['early']
     and "'flops_per_row'" in reasons['bare']
+    and "'honey'" in reasons['count']
+    and 'validation loss' in reasons['zero']
     and "'model'" in reasons['old']
   )
   (tmp_path / 'good' / run_dir.MANIFEST).write_text('{')

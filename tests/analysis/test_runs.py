@@ -31,11 +31,28 @@ def test_links_to_runs_and_to_parents_add_no_runs(home: pathlib.Path):
   started = time.monotonic()
   assert runs.find_runs([home]) == {'a/tiny': home / 'a' / 'tiny', 'other': home / 'other'}
   assert len(runs.find_runs([home / 'Latest', home])) == 2
-  assert runs.read_failures([home]) == {}
+  assert runs.read_failures([home], runs.find_runs([home])) == {}
   assert time.monotonic() - started < 20
   report.report([home], home / 'report')
   rows = (home / 'report' / 'runs.csv').read_text().splitlines()[1:]
   assert sorted(row.split(',')[0] for row in rows) == ['a/tiny', 'other']
+
+
+def test_a_failure_has_the_name_of_its_own_folder(home: pathlib.Path, tmp_path: pathlib.Path):
+  """A point that failed before config.json exists is no run, and another run may have its name."""
+  for folder in ('first', 'second'):
+    (tmp_path / folder / 'other').mkdir(parents=True)
+    (tmp_path / folder / 'other' / 'failure.json').write_text('{"asked": "a corpus"}')
+  (home / 'other' / 'result.json').unlink(missing_ok=True)
+  (home / 'other' / 'failure.json').write_text('{"asked": "memory"}')
+  folders = [tmp_path / 'first', tmp_path / 'second', home]
+  assert runs.read_failures(folders, runs.find_runs(folders)) == {
+    str(tmp_path / 'first' / 'other'): 'a corpus',
+    str(tmp_path / 'second' / 'other'): 'a corpus',
+    'other': 'memory',
+  }
+  names = runs.read_failures(folders[:2], {})
+  assert names == {'other': 'a corpus', str(tmp_path / 'second' / 'other'): 'a corpus'}
 
 
 def test_a_run_outside_of_a_folder_is_reached_by_its_link(home: pathlib.Path):
@@ -48,7 +65,7 @@ def test_a_failure_is_read_once(home: pathlib.Path):
   (home / 'failed').mkdir()
   (home / 'failed' / run_dir.FAILURE).write_text('{"asked": "a", "found": "b", "remedy": "c"}')
   os.symlink('.', home / 'loop')
-  assert runs.read_failures([home]) == {'failed': 'a: b'}
+  assert runs.read_failures([home], {}) == {'failed': 'a: b'}
 
 
 @pytest.mark.parametrize('is_absolute, has_link', [(True, True), (False, True), (False, False)])
@@ -76,9 +93,11 @@ def test_failed_points_are_listed_until_they_succeed(tmp_path: pathlib.Path):
   for name in ('a', 'b'):
     (tmp_path / 'sweep' / name).mkdir(parents=True)
     files.write_json(tmp_path / 'sweep' / name / run_dir.FAILURE, failure)
-  assert runs.read_failures([tmp_path / 'sweep']) == dict.fromkeys('ab', 'a finite train loss: nan')
+  assert runs.read_failures([tmp_path / 'sweep'], {}) == dict.fromkeys(
+    'ab', 'a finite train loss: nan'
+  )
   files.write_json(tmp_path / 'sweep' / 'a' / run_dir.RESULT, {})
-  assert list(runs.read_failures([tmp_path / 'sweep'])) == ['b']
+  assert list(runs.read_failures([tmp_path / 'sweep'], {})) == ['b']
 
 
 def test_scores_have_the_settings_of_their_protocol(tmp_path):

@@ -164,3 +164,12 @@ def test_a_missing_shtab_is_refused_with_its_extra(monkeypatch: pytest.MonkeyPat
   with pytest.raises(InputError) as refusal:
     commands.complete_shell('bash')
   assert 'shtab' in refusal.value.found and 'minilm_jax[completion]' in refusal.value.remedy
+
+
+def test_helps_have_a_space_after_each_flag_and_name_the_default():
+  text = commands.format_command('watch')
+  assert '--split' in text and 'train, the default, or validation\n' in f'{text}\n'
+  for name in COMMANDS:
+    for line in commands.format_command(name).splitlines():
+      if line.startswith('  --'):
+        assert re.match(r'  --[a-z_]+ +[a-zA-Z"-]', line), line

@@ -24,7 +24,7 @@ from minilm_jax.analysis.paper2.pretraining_gap import OVERLAP, SIZE, BySeed, Ga
 from minilm_jax.analysis.scores import ScoreRow, make_score_table, select_main
 from minilm_jax.analysis.seed_groups import subtract_by_seed
 from minilm_jax.analysis.training_sets import TrainingSet
-from minilm_jax.core import files, paths, run_dir
+from minilm_jax.core import paths, run_dir
 from minilm_jax.tasks import metrics
 
 HOLDS, FAILS, OPEN = 'holds', 'does not hold', 'undecided at this budget'
@@ -173,7 +173,7 @@ def _find_excluded(
   for name, path in runs.select_kind(run_paths, committee_study.KIND).items():
     if name in excluded:
       continue
-    for member in files.read_json(path / run_dir.MANIFEST, f'the members of {path}')['members']:
+    for member in committee_study.read_members(path):
       source = paths.resolve_links(committee_study.find_source(path, member))
       if source in names:
         excluded[name] = f'a member was trained from the excluded run {names[source]}'

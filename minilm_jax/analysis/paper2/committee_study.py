@@ -21,11 +21,15 @@ from minilm_jax.analysis.scores import ScoreRow
 from minilm_jax.analysis.seed_groups import subtract_by_seed
 from minilm_jax.analysis.training_sets import TrainingSet
 from minilm_jax.core import files, paths, run_dir
-from minilm_jax.core.errors import InputError
+from minilm_jax.core.errors import COUNT, NUMBER, TEXT, InputError
 from minilm_jax.tasks import committee_scores, metrics
 
 KIND, STUDY = 'committee', 'committee.json'
 NEEDED = 'committees of two or more members, some with convolutions, for two seeds of fine-tuning'
+_CARD = {
+  **{'task': TEXT, 'headline': TEXT, 'seed': COUNT, 'step': NUMBER},
+  'model': {'num_layers': COUNT, 'convolutions': COUNT},
+}
 NEEDED_DEEP = 'a deeper model without convolutions that is fine-tuned on the same task'
 
 
@@ -162,6 +166,16 @@ def read_seed_committees(
   return committees
 
 
+def read_members(path: epath.Path) -> list[dict[str, Any]]:
+  """Returns the entries of the members in the manifest of a committee.
+
+  Raises:
+    InputError: the manifest is damaged.
+  """
+  schema = {'members': [{'folder': TEXT, 'checkpoint?': TEXT}]}
+  return files.read_object(path / run_dir.MANIFEST, f'the members of {path}', schema)['members']
+
+
 def find_source(path: epath.Path, member: Mapping[str, Any]) -> str:
   """Returns the path of the run of a member in the manifest of a committee; '' without a name."""
   return run_dir.find_source(path, member, str(member.get('checkpoint', '')))
@@ -170,10 +184,10 @@ def find_source(path: epath.Path, member: Mapping[str, Any]) -> str:
 def _read_folder(
   name: str, path: epath.Path, sets: Mapping[str, TrainingSet]
 ) -> Iterator[SeedCommittee]:
-  entries = files.read_json(path / run_dir.MANIFEST, f'the members of {path}')['members']
-  subject = f'a member of the committee {path}'
+  entries, subject = read_members(path), f'a member of the committee {path}'
   cards = [
-    files.read_json(path / entry['folder'] / run_dir.CLASSIFIER, subject) for entry in entries
+    files.read_object(path / entry['folder'] / run_dir.CLASSIFIER, subject, _CARD)
+    for entry in entries
   ]
   members = zip(cards, entries, strict=True)
   pretrained = [(card, entry) for card, entry in members if card['step'] >= 0]  # -1 from scratch

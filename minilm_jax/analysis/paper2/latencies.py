@@ -73,7 +73,7 @@ def read_latencies(run_paths: Mapping[str, epath.Path]) -> list[LatencyRow]:
   for name, path in runs.select_kind(run_paths, 'latency').items():
     if not (path / run_dir.RESULT).exists():
       continue
-    models = files.read_json(path / run_dir.CONFIG, f'the recipe of {path}')['models']
+    config = files.read_object(path / run_dir.CONFIG, f'the recipe of {path}', {'models': {}})
     result = files.read_json(path / run_dir.RESULT, f'the latency in {path}')
     try:
       for row in result['rows']:
@@ -83,7 +83,7 @@ def read_latencies(run_paths: Mapping[str, epath.Path]) -> list[LatencyRow]:
             end: runs.to_float(row['milliseconds'][end]) for end in ('median', 'low', 'high', 'p95')
           },
           'run': name,
-          'shape': encode_latency_shape(models[row['recipe']]),
+          'shape': encode_latency_shape(config['models'][row['recipe']]),
           'machine': result['machine'],
           'calls': result['calls'],
         }

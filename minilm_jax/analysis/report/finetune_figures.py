@@ -58,7 +58,7 @@ def read_confusions(
       labels differ in number.
   """
   lines: dict[tuple[str, ...], list[LogLine]] = {}
-  displayed: dict[tuple[str, ...], DisplayedScores] = {}
+  displayed: dict[tuple[str, ...], list[DisplayedScores]] = {}
   all_settings: dict[str, dict[str, Any]] = {}
   for path in run_paths.values():
     settings = _read_settings(path)
@@ -89,8 +89,11 @@ def read_confusions(
   for key, difference in zip(keys, differences, strict=True):
     task, split, checkpoint, protocol = key
     name = _name_task(task, all_settings[protocol]['filtered'])
-    title = _format_title([name, split, difference], checkpoint)
-    confusions.append(_count_confusions(title, task, lines[key], displayed[key]))
+    for shown in displayed[key]:
+      rate = shown[True][1] or shown[False][1] if len(displayed[key]) > 1 else None
+      parts = [name, split, difference, f'learning rate {rate:g}' if rate else '']
+      title = _format_title(parts, checkpoint)
+      confusions.append(_count_confusions(title, task, lines[key], shown))
   return confusions
 
 
@@ -122,16 +125,19 @@ def _match_rows(path: epath.Path, is_filtered: bool, rows: Sequence[ScoreRow]) -
 
 def _find_displayed(
   rows: Iterable[ScoreRow], task: str, split: str, checkpoint: str
-) -> DisplayedScores:
-  # Rows are in the order of steps, so that the last step of a checkpoint remains.
-  displayed: DisplayedScores = {}
-  for row in rows:
-    if row.headline and (row.task, row.split, row.checkpoint) == (task, split, checkpoint):
-      displayed = {
-        True: (row.which, row.pretrained.learning_rate, row.step),
-        False: (row.which, row.scratch.learning_rate, None),
-      }
-  return displayed
+) -> list[DisplayedScores]:
+  """Returns the scores of the last step of a checkpoint, one item a row of the table."""
+  key = task, split, checkpoint
+  shown = [row for row in rows if row.headline and (row.task, row.split, row.checkpoint) == key]
+  # Rows are in the order of steps.
+  return [
+    {
+      True: (row.which, row.pretrained.learning_rate, row.step),
+      False: (row.which, row.scratch.learning_rate, None),
+    }
+    for row in shown
+    if row.step == shown[-1].step
+  ] or [{}]
 
 
 def _check_predictions(path: epath.Path, line: LogLine) -> None:

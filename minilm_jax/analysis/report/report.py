@@ -147,7 +147,7 @@ def _report_runs(
   score_rows = make_score_table(runs.read_scores(run_paths))
   averages = scores.average_tasks(score_rows)
   latest_averages = scores.select_latest(averages)
-  failed = runs.read_failures(folders)
+  failed = runs.read_failures(folders, run_paths)
   curves, left_out = loss_curves.read_runs(run_paths)
   paper2 = paper2_sections.study_paper2(run_paths, failed, curves, select_main(score_rows))
   other_sets = training_sets.find_other_sets(training_sets.read_training_sets(run_paths))

@@ -116,10 +116,7 @@ def study_models(
       f'a number outside 1 to {_MAX_DRAWS:,}',
       'give --bootstrap_samples=1000',
     )
-  curves = sorted(
-    curves,
-    key=lambda curve: (curve.flops(HONEY)[-1] if HONEY in curve.flops_per_row else 0, curve.name),
-  )
+  curves = sorted(curves, key=lambda curve: (curve.flops(HONEY)[-1], curve.name))
   left_out = list(left_out)
   if len(curves) < MIN_MODELS:
     if curves or left_out:

@@ -132,7 +132,7 @@ def _answer_score(row: ScoreRow, differences: str) -> Answer:
 
 
 def answer_runs(runs: Sequence[RunRow]) -> Iterator[Answer]:
-  """Yields the lowest validation loss, and whether all runs have finished."""
+  """Yields the lowest of the last validation losses, and whether all runs have finished."""
   evaluated = [
     (row.validation_loss, row)
     for row in runs
@@ -141,8 +141,10 @@ def answer_runs(runs: Sequence[RunRow]) -> Iterator[Answer]:
   if evaluated:
     loss, row = min(evaluated, key=lambda pair: pair[0])
     perplexity = _format_loss(row, row.validation_perplexity, 1)
-    number = f'perplexity {perplexity} after {_format_count(row.tokens)} tokens ({row.name})'
-    yield Answer('What is the lowest validation loss?', f'{loss:.3f} nats', number)
+    number = (
+      f'perplexity {perplexity} after {_format_count(row.validation_tokens)} tokens ({row.name})'
+    )
+    yield Answer('What is the lowest of the last validation losses?', f'{loss:.3f} nats', number)
   finished = sum(row.state == 'finished' for row in runs)
   devices = sorted({row.devices for row in runs if row.devices})
   yield Answer(

@@ -43,7 +43,7 @@ EXAMPLES = 400
 def find_results(folder: pathlib.Path) -> ClaimResults:
   run_paths = runs.find_runs([str(folder)])
   return claims.find_verdicts(
-    run_paths, runs.read_failures([str(folder)]), loss_curves.read_runs(run_paths)[0]
+    run_paths, runs.read_failures([str(folder)], run_paths), loss_curves.read_runs(run_paths)[0]
   )
 
 

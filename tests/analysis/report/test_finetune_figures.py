@@ -66,6 +66,18 @@ def test_confusions_count_the_displayed_scores(tmp_path: pathlib.Path):
   np.testing.assert_array_equal(matrices.arms['pre-trained'], [[1, 0], [0, 2]])
 
 
+def test_each_displayed_learning_rate_has_a_matrix(tmp_path: pathlib.Path):
+  run_paths = write_predictions(
+    tmp_path / 'a', make_prediction([0, 1, 1]), make_prediction([1, 1, 1], learning_rate=0.01)
+  )
+  rates = (make_prediction([])['learning_rate'], 0.01)
+  lines = [make_score_line(0.5, learning_rate=rate, held_out=0) for rate in rates]
+  low, high = finetune_figures.read_confusions(run_paths, make_score_table(lines))
+  assert 'learning rate 0.01' in high.title and low.title != high.title
+  np.testing.assert_array_equal(low.arms['pre-trained'], [[1, 0], [0, 2]])
+  np.testing.assert_array_equal(high.arms['pre-trained'], [[0, 1], [0, 2]])
+
+
 def test_runs_with_several_heads_have_matrices_of_their_own(tmp_path: pathlib.Path):
   run_paths = {}
   for name, head, prediction in (('one', {}, [0, 1, 0]), ('five', {'ensemble_size': 5}, [0, 1, 1])):
