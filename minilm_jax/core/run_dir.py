@@ -77,6 +77,8 @@ _MACHINE_FIELDS = (
   *('mesh.population', 'mesh.data', 'mesh.model'),
   *('corpus_placement', 'population.strategy'),
 )
+# Checksums, which folders of earlier versions lack.
+_CHECKSUM_FIELDS = ('weights', 'examples')
 _ABSENT = '(absent)'
 _CHECKPOINT, _CHECKPOINT_LINK = 'checkpoint', 'checkpoint_link'
 _MAX_LINE_BYTES = 1 << 24  # log lines of this package have a few KB
@@ -205,7 +207,11 @@ def open_run(
   if isinstance(old.get(_CHECKPOINT), str):
     old[_CHECKPOINT] = paths.follow_reference(old[_CHECKPOINT], workdir, str(stored_link))
   # Recipes of an earlier version lack newer fields; a newer field that is off changes nothing.
-  off = {name for name in new.keys() - old.keys() if not new[name]}
+  off = {
+    name
+    for name in new.keys() - old.keys()
+    if not new[name] or name.partition('.')[0] in _CHECKSUM_FIELDS
+  }
   changes = [
     f'{name} is {new.get(name, _ABSENT)!r}, stored is {old.get(name, _ABSENT)!r}'
     for name in sorted(

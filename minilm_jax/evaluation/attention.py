@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 from jaxtyping import Array, Int
 from rich import table as rich_table
 
@@ -46,7 +47,7 @@ def evaluate_attention(
   Raises:
     LockedError: Another process uses the work directory.
     InputError: Several runs or a custom encoder are given. A step, split or corpus does not exist.
-      The work directory has another run.
+      The work directory has another run, or one of other weights.
   """
   (source, steps), *others = suite.expand_checkpoints(checkpoints).items()
   if others:
@@ -61,14 +62,18 @@ def evaluate_attention(
       'give a run without model.encoder',
     )
   corpus = evaluate.read_split(source, model.max_length, corpus_folder, split)
-  identity = {'checkpoint': source, 'steps': steps, 'split': split, 'corpus': corpus.hash}
+  fields = {'checkpoint': source, 'steps': steps, 'split': split, 'corpus': corpus.hash}
 
   def measure() -> dict[str, Any]:
-    return identity | {'rows': _measure_attention(source, steps, corpus)}
+    return fields | {'rows': _measure_attention(source, steps, corpus)}
 
-  return run_dir.measure_once(
-    workdir, {'kind': ATTENTION_KIND, **identity}, measure, 'attention of these checkpoints'
-  )
+  weights = {str(step): pretrained.hash_weights(_load_encoder(source, step)) for step in steps}
+  identity = {'kind': ATTENTION_KIND, **fields, 'weights': weights}
+  return run_dir.measure_once(workdir, identity, measure, 'attention of these checkpoints')
+
+
+def _load_encoder(source: epath.PathLike, step: int, mesh: Mesh | None = None) -> Encoder:
+  return pretrained.load(source, step, 'encoder', mesh, allow_population=True).model
 
 
 def _measure_attention(
@@ -85,7 +90,7 @@ def _measure_attention(
   sum_members = jax.jit(population.map_over_members(sum_attention, mesh, strategy))
   rows = []
   for step in steps:
-    encoder = pretrained.load(source, step, 'encoder', mesh, allow_population=True).model
+    encoder = _load_encoder(source, step, mesh)
     sums = distributed.to_host(sum_members(encoder, corpus))
     axes = members, model.num_layers, len(QUERIES), model.num_heads
     shares = np.reshape(sums['shares'], (*axes, len(PARTS)))

@@ -316,6 +316,7 @@ def evaluate_pairs(
     'kind': 'evaluate',
     'checkpoint': str(source),
     'checkpoint_step': run.step,
+    'weights': pretrained.hash_weights(run.model),
     'task': task,
     'pairs': _hash_pairs(pairs),
     'likelihood': variant,

@@ -40,7 +40,7 @@ from minilm_jax.data.corpus import (
 )
 from minilm_jax.evaluation import overlap
 from minilm_jax.evaluation.overlap import Measure
-from minilm_jax.tasks.examples import complete_task, read_examples
+from minilm_jax.tasks.examples import complete_task, hash_examples, read_examples
 
 SELECTIONS = ('overlap', 'likelihood', 'random')
 
@@ -72,7 +72,7 @@ def write_overlap_subsets(
 
   Raises:
     InputError: The selection is unknown, the number of parts or tokens is impossible, the task has
-      no text, or the corpus is invalid.
+      no text, the corpus is invalid, or a part in `workdir` is of other examples.
   """
   _check_selection(by, num_parts)
   manifest = read_manifest(folder)
@@ -88,6 +88,7 @@ def write_overlap_subsets(
     'kind': 'subset',
     'corpus': manifest['hash'],
     'task': recipe.as_dict(config.task),
+    'examples': hash_examples(examples),
     'by': by,
     'parts': num_parts,
     'tokens': tokens,

@@ -130,8 +130,8 @@ def finetune(
 
   Raises:
     LockedError: Another process uses the work directory.
-    InputError: The run, a checkpoint or the examples are invalid, the examples of an unfinished run
-      have changed, or the losses of all members became non-finite.
+    InputError: The run, a checkpoint or the examples are invalid, a checkpoint or the examples of an
+      unfinished run have changed, or the losses of all members became non-finite.
   """
   run = prepare(config, source, workdir, starts)
   with lock.hold_lock(workdir):
@@ -141,7 +141,8 @@ def finetune(
     members = finetune_results.list_members(config, starts)
     remaining = finetune_resume.find_remaining_members(config, run.task_data, members, run.workdir)
     is_finished = not remaining and (run.workdir / run_dir.RESULT).exists()
-    if changes := finetune_resume.check_examples(run.workdir, run.task_data, is_finished):
+    changes = finetune_resume.check_inputs(run.workdir, run.task_data, run.encoders, is_finished)
+    if changes:
       return finetune_results.report_changed_examples(run.workdir, changes)
     if remaining:
       program = build_program(run, len(members))

@@ -1,4 +1,4 @@
-"""Resumes fine-tuning: finds remaining members and changed examples; saves and loads the state.
+"""Resumes fine-tuning: finds remaining members and changed inputs; saves and loads the state.
 
 The state file contains arrays and a JSON record; nothing is unpickled, and writes are atomic. A
 file that is damaged or belongs to other members is ignored, and training restarts. The file is
@@ -26,11 +26,11 @@ from minilm_jax.tasks import classifier, finetune_results
 from minilm_jax.tasks.finetune_results import EpochResult, MemberSpec
 from minilm_jax.tasks.finetune_step import MemberState
 from minilm_jax.tasks.task_data import TaskData
-from minilm_jax.training import population
+from minilm_jax.training import population, pretrained
 
 STATE_FILE = '.finetune_state.npz'
-_EXAMPLES_FILE = 'examples.json'  # labels, and checksums of the examples of each split
-_EXAMPLES_SCHEMA = {'labels': [TEXT], 'sha256': {}}
+_INPUTS_FILE = 'examples.json'  # labels; checksums of the examples of splits and of encoders
+_INPUTS_SCHEMA = {'labels': [TEXT], 'sha256': {}, 'weights?': {}}
 SAVE_SECONDS = 60.0  # between two saves
 _RECORD_ARRAY = 'said'  # the JSON record; names in the file are those of earlier versions
 
@@ -55,23 +55,37 @@ class FinetuneState:
   active: set[int]
 
 
-def check_examples(workdir: epath.Path, data: TaskData, is_finished: bool) -> list[str]:
+def check_inputs(
+  workdir: epath.Path, data: TaskData, encoders: Mapping[int, Any], is_finished: bool
+) -> list[str]:
   """Returns the splits, and 'labels', of a finished run that differ from those of its start.
 
-  A run without saved state or scores stores the checksums of its examples instead, and so does a
-  run of an earlier version.
+  A run without saved state or scores stores the checksums of its examples and encoders instead, and
+  so does a run of an earlier version without the file.
+
+  Args:
+    encoders: Encoder of each checkpoint, by step.
 
   Raises:
-    InputError: The examples of an unfinished run differ, or the file of checksums is damaged.
+    InputError: An encoder differs, the examples of an unfinished run differ, or the file of
+      checksums is damaged.
   """
-  path = workdir / _EXAMPLES_FILE
+  path = workdir / _INPUTS_FILE
+  weights = {str(step): pretrained.hash_weights(encoder) for step, encoder in encoders.items()}
   is_started = old_names.find_file(workdir / STATE_FILE).exists() or any(
     run_dir.read_lines(workdir / run_dir.SCORES)
   )
   if not is_started or not path.exists():
-    files.write_json(path, {'labels': data.task.labels, 'sha256': data.digests})
+    files.write_json(path, {'labels': data.task.labels, 'sha256': data.digests, 'weights': weights})
     return []
-  stored = files.read_object(path, f'the checksums of {workdir}', _EXAMPLES_SCHEMA)
+  stored = files.read_object(path, f'the checksums of {workdir}', _INPUTS_SCHEMA)
+  # Folders of earlier versions lack the checksums of encoders.
+  if 'weights' in stored and stored['weights'] != weights:
+    raise InputError(
+      f'the fine-tuning in {workdir}',
+      'other weights than at its start in the checkpoint',
+      'restore the checkpoint, or give another --workdir',
+    )
   old, new = stored['sha256'], data.digests
   changes = [split for split in sorted({*old, *new}) if old.get(split) != new.get(split)]
   if stored['labels'] != list(data.task.labels):

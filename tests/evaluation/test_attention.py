@@ -19,6 +19,7 @@ from minilm_jax.evaluation import attention, ngram_baselines
 from minilm_jax.model.encoder import Encoder
 from minilm_jax.training import pretrained, run
 from tests import tiny_config
+from tests.run_files import edit_json
 
 
 @pytest.fixture(scope='module')
@@ -98,6 +99,22 @@ def test_the_command_returns_a_stored_result(tiny_run: Path, tmp_path: Path, res
   assert json.loads(capsys.readouterr().out)['rows'] == result['rows']
   assert [path.name for path in runs.find_runs([tmp_path]).values()] == ['W']
   assert main.main([*command, '--split=test']) == 2 and 'split' in capsys.readouterr().err
+
+
+def test_attention_of_other_weights_at_the_same_path_is_refused(tiny_run: Path, tmp_path: Path):
+  run_folder, workdir = shutil.copytree(tiny_run, tmp_path / 'run'), tmp_path / 'W'
+
+  def evaluate() -> dict[str, Any]:
+    return attention.evaluate_attention(f'{run_folder}@all', '', 'validation', str(workdir))
+
+  result = evaluate()
+  assert evaluate() == result
+  shutil.rmtree(run_folder / 'checkpoints' / '8')
+  shutil.copytree(run_folder / 'checkpoints' / '4', run_folder / 'checkpoints' / '8')
+  with pytest.raises(InputError, match=r'recipe: weights\.8 is [^;]*$'):
+    evaluate()
+  edit_json(workdir / 'config.json', lambda stored: stored.pop('weights'))  # an earlier version
+  assert evaluate() == result
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from minilm_jax.data import corpus, tokenizer
 from minilm_jax.evaluation import likelihood, minimal_pairs
 from minilm_jax.evaluation.minimal_pairs import MinimalPair
 from minilm_jax.training import pretrained
+from tests.run_files import edit_json
 
 SIZES = {('agreement', 'a'): 6, ('agreement', 'b'): 2, ('islands', 'c'): 4}
 PAIRS = [
@@ -161,6 +162,18 @@ def test_the_command_scores_a_table_once(tiny_run, table, tmp_path, capsys, monk
   assert 'agreement' in capsys.readouterr().out
   assert main.main([*command, '--pll_variant=original']) == 2
   assert 'likelihood' in capsys.readouterr().err
+
+
+def test_scores_of_other_weights_at_the_same_path_are_refused(tiny_run, table, tmp_path):
+  run, workdir = shutil.copytree(tiny_run, tmp_path / 'run'), tmp_path / 'W'
+  result = minimal_pairs.evaluate_pairs(run, table, 'original', '', str(workdir))
+  assert minimal_pairs.evaluate_pairs(run, table, 'original', '', str(workdir)) == result
+  shutil.rmtree(run / 'checkpoints' / '8')
+  shutil.copytree(run / 'checkpoints' / '4', run / 'checkpoints' / '8')
+  with pytest.raises(InputError, match='weights is'):
+    minimal_pairs.evaluate_pairs(run, table, 'original', '', str(workdir))
+  edit_json(workdir / 'config.json', lambda stored: stored.pop('weights'))  # an earlier version
+  assert minimal_pairs.evaluate_pairs(run, table, 'original', '', str(workdir)) == result
 
 
 def test_pairs_are_compared_by_likelihood(tiny_run, table):

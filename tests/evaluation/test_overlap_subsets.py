@@ -18,7 +18,7 @@ from minilm_jax.data import build, corpus
 from minilm_jax.evaluation import overlap_subsets
 from minilm_jax.training import run_setup
 from tests.fake_runs import write_examples
-from tests.run_files import read_files
+from tests.run_files import edit_json, read_files
 from tests.tiny_config import make_run_config
 
 TEXTS = [
@@ -186,6 +186,20 @@ def test_the_command_writes_parts_once(command: list, capsys):
   before = read_files(pathlib.Path('parts'))
   assert main.main(command) == 0
   assert 'part-2' in capsys.readouterr().out and read_files(pathlib.Path('parts')) == before
+
+
+def test_parts_of_other_examples_are_refused(
+  tiny_corpus: pathlib.Path, examples: str, tmp_path: pathlib.Path
+):
+  parts = write_parts(tiny_corpus, examples, tmp_path / 'parts')
+  row = {'text': 'a cat sees a cow .', 'label': 1}
+  with (pathlib.Path(examples) / 'train.jsonl').open('a') as file:
+    file.write(json.dumps(row) + '\n')
+  with pytest.raises(InputError, match='examples is'):
+    write_parts(tiny_corpus, examples, tmp_path / 'parts')
+  for part in parts:  # an earlier version stored no checksum
+    edit_json(pathlib.Path(part['folder']) / run_dir.CONFIG, lambda stored: stored.pop('examples'))
+  assert len(write_parts(tiny_corpus, examples, tmp_path / 'parts')) == 3
 
 
 @pytest.fixture(scope='module')

@@ -265,6 +265,29 @@ def test_a_run_with_changed_examples_is_not_resumed(tiny_run: Path, tmp_path: Pa
   assert json.loads((workdir / 'result.json').read_text()) == result
 
 
+def test_another_checkpoint_of_the_same_path_and_step_is_refused(
+  finished: Path, tiny_run: Path, tmp_path: Path, no_training
+):
+  """A folder of an earlier version has no checksums of encoders."""
+  source = shutil.copytree(tiny_run, tmp_path / 'run')
+  workdir = shutil.copytree(finished, tmp_path / 'finished')
+  stored = json.loads((workdir / 'config.json').read_text())
+  link = {'checkpoint': str(source), 'checkpoint_link': '../run'}
+  (workdir / 'config.json').write_text(json.dumps(stored | link))
+  lines = finetune.finetune(make_config(**CHANGES), source, workdir, STARTS)
+  shutil.rmtree(source / 'checkpoints' / '8')
+  shutil.copytree(source / 'checkpoints' / '4', source / 'checkpoints' / '8')
+  with pytest.raises(InputError, match='other weights'):
+    finetune.finetune(make_config(**CHANGES), source, workdir, STARTS)
+  (workdir / 'result.json').unlink()
+  (workdir / 'scores.jsonl').write_text(''.join(f'{json.dumps(line)}\n' for line in lines[:4]))
+  with pytest.raises(InputError, match='other weights'):
+    finetune.finetune(make_config(**CHANGES), source, workdir, STARTS)
+  run_dir.write_lines(workdir / 'scores.jsonl', lines)
+  edit_json(workdir / 'examples.json', lambda inputs: inputs.pop('weights'))
+  assert finetune.finetune(make_config(**CHANGES), source, workdir, STARTS) == lines
+
+
 @pytest.mark.parametrize(
   'starts, changes, field',
   [([4, 8], {}, 'starts'), ([8, 4, None], {}, 'starts'), (STARTS, {'seeds': '0,2'}, 'seeds')],
