@@ -1,6 +1,6 @@
 """Fine-tunes several checkpoints on several tasks, small tasks first, in a folder for each."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -8,7 +8,7 @@ from etils import epath
 from minilm_jax.core import paths, progress, run_dir
 from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
-from minilm_jax.tasks import finetune
+from minilm_jax.tasks import finetune, loading
 from minilm_jax.tasks.examples import complete_task, read_examples
 from minilm_jax.tasks.task import find_task
 from minilm_jax.tasks.task_data import TRAIN_SPLIT
@@ -20,18 +20,22 @@ def expand_checkpoints(names: str) -> dict[str, list[int]]:
 
   Args:
     names: Comma-separated runs as `run` for the latest checkpoint, `run@4000` or `run@all`. Patterns
-      such as `runs/sweep/*/member-*` name all matching runs with checkpoints. A run whose folder
-      exists is literal, see `paths`.
+      such as `runs/sweep/*/member-*` name all matching pre-training runs with checkpoints. A run
+      whose folder exists is literal, see `paths`.
 
   Raises:
-    InputError: No run is named, or a run lacks the checkpoint.
+    InputError: No run is named, a folder is a classifier, or a run lacks the checkpoint.
   """
   steps: dict[str, list[int]] = {}
   for name in paths.split_names(names):
     pattern, step = paths.split_step(name)
     sources = paths.expand_pattern(pattern)
     if sources != [pattern]:
-      sources = [source for source in paths.drop_links(sources) if checkpoint.list_steps(source)]
+      sources = [
+        source
+        for source in paths.drop_links(sources)
+        if checkpoint.list_steps(source) and not _is_classifier(source)
+      ]
     if not sources:
       raise InputError(
         f'the checkpoints of {pattern}', 'no matching run with checkpoints', 'pre-train first'
@@ -46,9 +50,13 @@ def expand_checkpoints(names: str) -> dict[str, list[int]]:
   return steps
 
 
+def _is_classifier(source: str) -> bool:
+  return (epath.Path(source) / run_dir.CLASSIFIER).exists()
+
+
 def _select_steps(source: str, step: str) -> list[int]:
   """Returns all steps of a run ('all'), the latest step ('') or the given step."""
-  if not checkpoint.list_steps(source):
+  if not checkpoint.list_steps(source) or _is_classifier(source):
     _check_run(source)
   is_number = step not in ('', 'all')
   selected = checkpoint.resolve_step(source, int(step) if is_number else None)
@@ -56,11 +64,11 @@ def _select_steps(source: str, step: str) -> list[int]:
 
 
 def _check_run(source: str) -> None:
-  """Raises InputError if a folder without checkpoints is not a pre-training run."""
+  """Raises InputError if a folder is not a pre-training run."""
   subject, folder = f'the checkpoint of {source}', epath.Path(source)
   if not folder.is_dir():
     raise InputError(subject, 'no such folder', 'check the path')
-  if not (folder / run_dir.CONFIG).exists():
+  if not (folder / run_dir.CONFIG).exists() and not _is_classifier(source):
     raise InputError(
       subject, f'no {run_dir.CONFIG} of a run', f"give a run, or runs by a pattern: '{folder}/*'"
     )
@@ -101,11 +109,12 @@ def finetune_all(
     The score lines of all runs, and the errors of skipped tasks.
 
   Raises:
-    InputError: A task or checkpoint does not exist, or no task could run. With a single run and
-      task, any error is raised.
+    InputError: A task or checkpoint does not exist, tasks share the files of one task, or no task
+      could run. With a single run and task, any error is raised.
   """
   for config in configs.values():
     find_task(config.task.name)  # refuses a misspelt name before any training
+  _check_files(configs.values())
   workdir = epath.Path(workdir)
   starts = {
     source: choose_starts(steps, from_scratch, with_scratch)
@@ -133,6 +142,21 @@ def finetune_all(
   if not lines:
     raise errors[0]
   return lines, errors
+
+
+def _check_files(configs: Iterable[FinetuneConfig]) -> None:
+  """Raises InputError if two tasks read the same columns of the same folder or file."""
+  tasks: dict[tuple[Any, ...], str] = {}
+  for task in (config.task for config in configs):
+    names = filter(None, (task.folder, *loading.list_named_files(task).values()))
+    for name in names:
+      first = tasks.setdefault((paths.resolve_links(name), task.fields, task.label), task.name)
+      if first != task.name:
+        raise InputError(
+          f'the tasks {first} and {task.name}',
+          f'the examples in {name} for both',
+          'give each task in a separate command with its own folder or files',
+        )
 
 
 def name_folders(sources: Sequence[str]) -> dict[str, str]:

@@ -85,16 +85,15 @@ def load_config(workdir: epath.PathLike) -> RunConfig:
     InputError: The directory is neither a pre-training run nor an imported model.
   """
   subject = f'the pre-training run {workdir}'
+  remedy = 'give the work directory of minilm pretrain or minilm import'
+  if (epath.Path(workdir) / run_dir.CLASSIFIER).exists():
+    raise InputError(subject, f'a saved classifier with {run_dir.CLASSIFIER}', remedy)
   stored = files.read_object(epath.Path(workdir) / run_dir.CONFIG, subject)
   kind = stored['kind'] if 'kind' in stored else None
   if kind == run_dir.IMPORTED:
     stored['kind'] = kind = 'pretrain'
   if kind != 'pretrain':
-    raise InputError(
-      subject,
-      f'kind={kind!r} in {run_dir.CONFIG}',
-      'give the work directory of minilm pretrain or minilm import',
-    )
+    raise InputError(subject, f'kind={kind!r} in {run_dir.CONFIG}', remedy)
   try:
     return recipe.resolve(old_names.complete_recipe(stored), kind)
   except InputError as error:

@@ -13,6 +13,7 @@ from minilm_jax.core.config import FinetuneConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.tasks import finetune, loading, suite
 from tests import tiny_config
+from tests.fake_runs import write_examples
 from tests.run_files import read_files
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -141,6 +142,19 @@ def test_a_pattern_names_a_linked_run_once(runs: pathlib.Path):
   assert suite.expand_checkpoints('Latest') == {'Latest': [8]}
 
 
+def test_a_classifier_is_not_a_pretraining_run(runs: pathlib.Path):
+  (runs / 'tuned').mkdir()
+  (runs / 'b').rename(runs / 'tuned' / 'classifier-0')
+  (runs / 'tuned' / 'classifier-0' / 'classifier.json').write_text('{}')
+  assert suite.expand_checkpoints('**') == {'a': [8]}
+  for name in ('tuned/classifier-0', 'tuned/classifier-0@8'):
+    with pytest.raises(InputError, match='a saved classifier'):
+      suite.expand_checkpoints(name)
+  (runs / 'tuned' / 'classifier-0' / 'config.json').unlink()
+  with pytest.raises(InputError, match='a saved classifier'):
+    suite.expand_checkpoints('tuned/classifier-0')
+
+
 def test_members_start_from_checkpoints_from_scratch_or_from_both():
   assert suite.choose_starts([4, 8], False, False) == [4, 8]
   assert suite.choose_starts([4, 8], False, True) == [4, 8, None]
@@ -185,6 +199,44 @@ def test_each_run_and_task_has_a_folder(runs: pathlib.Path, calls: list):
       ('b', 'out/b/acceptability', [4, None]),
     ],
   ]
+
+
+@pytest.mark.parametrize(
+  'first, second, is_refused',
+  [
+    ({'folder': 'data'}, {'folder': './data'}, True),
+    ({'train': 'x.csv', 'test': 'y.csv'}, {'train': 'z.csv', 'test': 'y.csv'}, True),
+    ({'folder': 'data'}, {'folder': 'data/rte'}, False),
+    ({'train': 'x.csv'}, {'train': 'x.csv', 'label': 'topic'}, False),
+    ({'data_dir': 'TFDS'}, {'data_dir': 'TFDS'}, False),
+  ],
+)
+def test_tasks_do_not_share_the_files_of_one_task(
+  first: dict, second: dict, is_refused: bool, runs: pathlib.Path, calls: list
+):
+  configs = {
+    name: tiny_config.make_finetune_config(
+      name, **{f'task.{field}': value for field, value in fields.items()}
+    )
+    for name, fields in (('rte', first), ('wnli', second))
+  }
+  # Without examples, tasks that are not refused have an error of their own.
+  match = 'the tasks rte and wnli' if is_refused else 'data|TFDS|csv'
+  with pytest.raises(InputError, match=match) as error:
+    suite.finetune_all(configs, 'a', 'out', False, False)
+  assert ('the tasks rte and wnli' in str(error.value)) == is_refused and not calls
+
+
+def test_several_recipes_of_a_task_share_its_files(runs: pathlib.Path, calls: list):
+  write_examples(runs / 'data', train=[{'sentence': 'a dog .', 'label': 1}])
+  configs = {
+    f'sentiment-{epochs}': tiny_config.make_finetune_config(
+      'sentiment', epochs=epochs, **{'task.folder': 'data'}
+    )
+    for epochs in (1.0, 2.0)
+  }
+  suite.finetune_all(configs, 'a', 'out', False, False)
+  assert [name for name, *_ in calls] == ['sentiment', 'sentiment']
 
 
 def test_runs_of_equal_name_have_folders_by_path(runs: pathlib.Path, calls: list):
