@@ -235,17 +235,18 @@ def compute_intervals(
   intervals = {
     name: _fisher_interval(name, predictions, labels) for name in names if name in NUMBER_METRICS
   }
-  if counts is not None:
+  if counts is not None and 'accuracy' in names:
+    trials = stats.binomtest(int(np.trace(counts)), len(labels))
+    low, high = trials.proportion_ci(CONFIDENCE, 'wilson')
+    intervals['accuracy'] = (float(low), float(high))
+  # The draws take 2,000 times the memory of the confusion matrix.
+  if counts is not None and (drawn := CLASS_METRICS.keys() & set(names) - {'accuracy'}):
     shares, random = counts.ravel() / len(labels), np.random.default_rng(_BOOTSTRAP_SEED)
     draws = random.multinomial(len(labels), shares, _NUM_BOOTSTRAP)
     draws = draws.reshape(-1, *counts.shape).astype(np.float64)
     percentiles = [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)]
-    for name in set(names) & CLASS_METRICS.keys():
-      if name == 'accuracy':
-        trials = stats.binomtest(int(np.trace(counts)), len(labels))
-        low, high = map(float, trials.proportion_ci(CONFIDENCE, 'wilson'))
-      else:
-        low, high = np.percentile(CLASS_METRICS[name](draws), percentiles).tolist()
+    for name in drawn:
+      low, high = np.percentile(CLASS_METRICS[name](draws), percentiles).tolist()
       intervals[name] = (low, high) if low < high else (math.nan, math.nan)
   return {name: intervals[name] for name in names}
 

@@ -222,6 +222,14 @@ def test_intervals_of_class_metrics_cover_the_true_value():
   assert measure_coverage(intervals, truth) == pytest.approx(dict.fromkeys(truth, 0.95), abs=0.05)
 
 
+def test_accuracy_of_many_classes_needs_little_memory():
+  """Draws of the confusion matrix would take 64 GB."""
+  labels = np.arange(2000)
+  predictions = np.where(labels < 1000, labels, 0)
+  low, high = metrics.compute_intervals(('accuracy',), predictions, labels)['accuracy']
+  assert (round(low, 4), round(high, 4)) == (0.4781, 0.5219)
+
+
 def test_intervals_of_correlations_cover_the_true_value():
   rho = 0.7
   truth = {'pearson': rho, 'spearman': 6 / math.pi * math.asin(rho / 2)}  # of a bivariate normal
