@@ -264,14 +264,24 @@ def write_submission(
   """Writes the files for the GLUE server from the predictions of a single member.
 
   The member has the best validation score; without validation, the first member is used. Members
-  from checkpoints take precedence over members from scratch.
+  from checkpoints take precedence over members from scratch. The outputs of the member are finite.
   """
-  candidates = [
-    line
-    for line in lines
-    if line['headline'] and line['epoch_choice'] == epoch_choice and line['value'] is not None
-  ]
-  if not data.unlabelled or not candidates:
+  if not data.unlabelled:
+    return
+  candidates = [line for line in lines if line['headline'] and line['epoch_choice'] == epoch_choice]
+  if data.task.kind == REGRESSION:  # a constant finite prediction has no correlation
+    undefined = {
+      line['member']
+      for line in run_dir.read_lines(workdir / run_dir.PREDICTIONS)
+      if line['epoch_choice'] == epoch_choice and None in line['predictions']
+    }
+    candidates = [line for line in candidates if line['member'] not in undefined]
+  else:
+    candidates = [line for line in candidates if line['value'] is not None]
+  if not candidates:
+    progress.log(
+      f'{data.task.name}: no predictions for the GLUE server, because no member has finite outputs'
+    )
     return
   chosen = max(
     candidates,

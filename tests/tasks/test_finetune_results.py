@@ -354,6 +354,27 @@ def test_the_validation_score_chooses_the_member_of_a_submission(
   assert submitted == [data.task.labels[index] for index in classes]
 
 
+def test_a_constant_finite_prediction_is_submitted(
+  tiny_tokenizer: Tokenizer, tmp_path: Path, capsys
+):
+  """Its correlation is undefined; a member with non-finite outputs has no file."""
+  data = prepare('stsb', tiny_tokenizer, tmp_path, train=12, validation=6, test=range(4))
+  lines = []
+  for member, value in enumerate((math.nan, 2.5)):
+    spec = MemberSpec(member, 8, member, 1e-3)
+    sizes = {split: len(data.rows[split].labels) for split in ('validation', 'test')}
+    outputs = {split: np.full((size, 1), value, np.float32) for split, size in sizes.items()}
+    results = {'last': EpochResult(1.0, math.nan, outputs)}
+    finetune_results.append_predictions(epath.Path(tmp_path), data, spec, results)
+    fields = {'headline': True, 'epoch_choice': 'last', 'value': None, 'validation_score': None}
+    lines.append(fields | spec.log_fields())
+  finetune_results.write_submission(epath.Path(tmp_path), data, lines[:1], 'last')
+  assert not (tmp_path / 'submission').exists() and 'finite outputs' in capsys.readouterr().err
+  finetune_results.write_submission(epath.Path(tmp_path), data, lines, 'last')
+  rows = read_tsv(tmp_path / 'submission' / 'STS-B.tsv')
+  assert rows == [['index', 'prediction'], *([str(i), '2.500'] for i in range(4))]
+
+
 def test_fine_tuning_writes_a_missing_submission(tiny_run: Path, tmp_path: Path):
   numbers = list(range(70))
   order = np.random.default_rng(0).permutation(70).tolist()
