@@ -8,6 +8,7 @@ reported split.
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -95,8 +96,9 @@ def list_epoch_ends(updates: int, epochs: float) -> list[tuple[float, int]]:
   >>> list_epoch_ends(8, 2.5)
   [(1.0, 4), (2.0, 7), (2.5, 8)]
   """
+  per_epoch = updates / Fraction(str(epochs))  # quotients of floats can exceed a whole number
   numbers = (min(float(number), epochs) for number in range(1, math.ceil(epochs) + 1))
-  ends = {min(updates, math.ceil(epoch * updates / epochs)): epoch for epoch in numbers}
+  ends = {min(updates, math.ceil(Fraction(str(epoch)) * per_epoch)): epoch for epoch in numbers}
   return [(epoch, end) for end, epoch in ends.items()]
 
 

@@ -9,6 +9,7 @@ import functools
 import math
 import typing
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import Any
 
 import jax
@@ -242,7 +243,8 @@ def _compute_part_gradients(model: Classifier, key: Any, shape: StepShape, part:
 
 def count_updates(config: FinetuneConfig, examples: int) -> int:
   """Returns the number of updates of a member."""
-  return math.ceil(config.epochs * examples / config.batch_size)
+  # A product of floats such as 1.1 * 1600 can exceed a whole number of batches.
+  return math.ceil(Fraction(str(config.epochs)) * examples / config.batch_size)
 
 
 def check_optimizer(config: FinetuneConfig, model: EncoderConfig) -> None:

@@ -60,6 +60,7 @@ def test_the_best_epoch_is_reported_only_with_a_validation_part(fraction: float,
     (48, 16, 2.5, [(1, 4), (2, 7), (2.5, 8)]),
     (48, 16, 0.5, [(0.5, 2)]),
     (10, 32, 4.0, [(2, 1), (4, 2)]),
+    (1600, 32, 2.3, [(1, 50), (2, 100), (2.3, 115)]),
   ],
 )
 def test_epoch_ends_cover_all_updates(

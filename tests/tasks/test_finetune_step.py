@@ -410,6 +410,15 @@ def test_a_second_call_compiles_nothing(
   assert [function._cache_size() for function in programs] == before
 
 
+@pytest.mark.parametrize(
+  'epochs, examples, updates',
+  [(1.1, 1600, 55), (2.2, 3200, 220), (1.1, 1601, 56), (5.0, 50, 8), (0.5, 10, 1)],
+)
+def test_updates_are_exact_for_fractions_of_epochs(epochs: float, examples: int, updates: int):
+  config = make_config(epochs=epochs, batch_size=32)
+  assert finetune_step.count_updates(config, examples) == updates
+
+
 def test_equal_recipes_share_a_program(model: EncoderConfig):
   first, second, longer = (
     finetune_step.build_finetune_program(make_shape(), make_config(epochs=epochs), model, 2)
