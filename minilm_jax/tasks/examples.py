@@ -146,6 +146,21 @@ def list_splits(task: Task, split: str) -> tuple[str, ...]:
   return (split,)
 
 
+def list_reported_splits(task: Task, config: TaskConfig) -> tuple[str, ...]:
+  """Returns the full names of the reported split, as `list_splits`.
+
+  Raises:
+    InputError: The split is the training split.
+  """
+  if config.split == 'train':
+    raise InputError(
+      'scores on task.split=train',
+      'the split that trains the models',
+      'give --config.task.split=validation or test',
+    )
+  return list_splits(task, config.split)
+
+
 def read_examples(task: Task, config: TaskConfig, split: str) -> Examples:
   """Reads the examples of a split in file order, after the filter if `config.filtered`.
 
@@ -187,10 +202,12 @@ def count_examples(task: Task, config: TaskConfig) -> dict[str, int]:
   """Returns the number of examples of each split or part; 0 for a missing split.
 
   Raises:
-    InputError: The source has no split at all, or a row is invalid.
+    InputError: The source has no split at all, a row is invalid, or the recipe reports the training
+      split or an unknown split.
   """
   counts, missing = {}, []
-  for split in (full for name in loading.TASK_SPLITS for full in list_splits(task, name)):
+  splits = [full for name in loading.TASK_SPLITS for full in list_splits(task, name)]
+  for split in dict.fromkeys((*splits, *list_reported_splits(task, config))):
     try:
       counts[split] = len(_select(task, config, split))
     except loading.MissingSplit as error:
@@ -341,6 +358,8 @@ def _read(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
   """Yields each example that the filter keeps."""
   words = filters.load_word_list(config.word_list).words if config.filtered else frozenset()
   is_unscored = split.startswith('test') and split not in list_splits(task, config.split)
+  # Published data sets may have empty texts, and their predictions need every row.
+  is_published = bool(config.data_dir or task.submission_name)
   for number, row in enumerate(loading.read_rows(task, config, split), 1):
     where = f'row {number:,} of the {split} split of {task.name}'
     # Files of test splits for predictions alone have no label column.
@@ -349,9 +368,8 @@ def _read(task: Task, config: TaskConfig, split: str) -> Iterator[_Example]:
     texts = tuple(row[field] for field in task.fields)
     for field, text in zip(task.fields, texts, strict=True):
       require_text(text, f'text in {field!r}', where)
-      # Published data sets may have empty texts, and their predictions need every row.
       is_pair = len(texts) == 2 and not task.concatenate_fields
-      if is_pair and not config.data_dir and not text.strip():
+      if is_pair and not is_published and not text.strip():
         raise InputError(
           f'two texts in {where}', f'an empty {field!r}', 'add the text, or remove the row'
         )

@@ -21,6 +21,7 @@ from minilm_jax.tasks.task import REGRESSION, Task
 UNLABELLED = -1  # TFDS's label index of an example without a public label
 _GLUE_PREFIX = 'glue/'  # of names in TFDS
 _ENTAILMENT, _NO_CONSENSUS = 'entailment', '-'  # a class of NLI, and SNLI's mark of disagreement
+_MAX_NUMBER = float(np.finfo(np.float32).max)  # of the labels of a regression
 _INTEGER = re.compile('-?[0-9]{1,9}')
 _WHOLE_FLOAT = re.compile(r'(-?[0-9]+)\.0*')
 Labels = Int32[np.ndarray, 'n'] | Float32[np.ndarray, 'n']
@@ -104,14 +105,18 @@ def parse_number(value: Any, where: str) -> float:
   """Returns a label as a number.
 
   Raises:
-    InputError: The value is not a finite number.
+    InputError: The value is not a finite number in float32.
   """
   try:
     number = math.nan if isinstance(value, bool) else float(value)
   except (TypeError, ValueError, OverflowError):
     number = math.nan
-  if not math.isfinite(number):
-    raise InputError('a numeric label', f'{value!r} in {where}', 'give a finite number')
+  if not abs(number) <= _MAX_NUMBER:  # also true if the number is nan
+    raise InputError(
+      'a numeric label',
+      f'{value!r} in {where}',
+      f'give a finite number between {-_MAX_NUMBER:.1e} and {_MAX_NUMBER:.1e}',
+    )
   return number
 
 

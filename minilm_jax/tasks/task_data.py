@@ -15,7 +15,6 @@ from jaxtyping import Float, Int, Int32
 
 from minilm_jax.core import progress
 from minilm_jax.core.config import FinetuneConfig
-from minilm_jax.core.errors import InputError
 from minilm_jax.data.tokenizer import BEGIN_ID, END_ID, PAD_ID, SPECIAL_TOKENS, Tokenizer
 from minilm_jax.tasks import loading
 from minilm_jax.tasks.examples import (
@@ -25,6 +24,7 @@ from minilm_jax.tasks.examples import (
   complete_task,
   hash_examples,
   hold_out_examples,
+  list_reported_splits,
   list_splits,
   read_examples,
 )
@@ -203,10 +203,11 @@ def prepare_task_data(
     all_ids: Keeps all token ids, for encoders that may not read ids from an embedding table.
 
   Raises:
-    InputError: A split is missing, empty or unlabelled, or has labels that training lacks.
+    InputError: A split is missing, empty or unlabelled, or has labels that training lacks; or the
+      training split is reported.
   """
   task = complete_task(config.task)
-  reported = list_splits(task, config.task.split)
+  reported = list_reported_splits(task, config.task)
   splits = _read_splits(config, task, reported)
   unlabelled = _read_unlabelled(task, config, reported) if config.predictions else {}
   splits |= {split: examples for split, (_, examples) in unlabelled.items()}
@@ -246,14 +247,8 @@ def _read_splits(
   """Reads the labelled splits: training, its validation part and the reported splits.
 
   Raises:
-    InputError: A split is invalid, or the training split is reported.
+    InputError: A split is invalid.
   """
-  if TRAIN_SPLIT in reported:
-    raise InputError(
-      f'scores on task.split={TRAIN_SPLIT}',
-      'the split that trains the models',
-      'give --config.task.split=validation or test',
-    )
   train = read_examples(task, config.task, TRAIN_SPLIT)
   splits = {TRAIN_SPLIT: train}
   if config.validation_fraction:

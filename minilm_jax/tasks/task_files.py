@@ -38,12 +38,22 @@ _MAX_ROW_CHARS = 10_000_000
 
 
 def read_file(path: epath.Path, task: Task, split: str, markers: bool) -> Iterator[dict[str, Any]]:
-  """Returns the rows of a file: a table, or a file in the form of GLUE or FewRel."""
+  """Returns the rows of a file: a table, or a file in the form of GLUE or FewRel.
+
+  Raises:
+    InputError: Markers are requested, and the file is not in the form of FewRel.
+  """
   form = readers.detect_format(path)
   if form == 'tsv' and task.submission_name:
     return read_glue_rows(path, task, split)
   if form == 'json' and not readers.is_json_array(path):
     return read_fewrel_rows(path, markers)
+  if markers:
+    raise InputError(
+      f'task.markers of {task.name}',
+      f'the table {path}',
+      'remove task.markers: only FewRel files mark entities',
+    )
   return documents.read_table_rows(str(path))
 
 

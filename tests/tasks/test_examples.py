@@ -570,3 +570,19 @@ def test_cola_of_the_data_folder_has_known_counts_and_no_test_labels(data: pathl
   assert count(config) == {'train': 8551, 'validation': 1043, 'test': 1063}
   assert collections.Counter(read(config).labels.tolist()) == {0: 2528, 1: 6023}
   assert set(read(config, 'test').labels) == {-1}
+
+
+@pytest.mark.parametrize('split, match', [('dev', "'dev'"), ('train', 'task.split=train')])
+def test_a_split_that_fine_tuning_refuses_is_not_counted(
+  tmp_path: pathlib.Path, split: str, match: str
+):
+  config = write_file(tmp_path, 'text,label\na,x\nb,y\n', split=split)
+  with pytest.raises(InputError, match=match):
+    count(config)
+
+
+def test_an_empty_text_of_a_pair_is_refused_outside_glue(tmp_path: pathlib.Path):
+  content = 'first,second,label\na,b,x\nc,,y\n'
+  config = write_file(tmp_path, content, fields=('first', 'second'))
+  with pytest.raises(InputError, match="two texts in row 2(.|\n)*'second'"):
+    count(config)

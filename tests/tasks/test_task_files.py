@@ -177,3 +177,17 @@ def test_a_relation_listed_twice_is_refused(tmp_path: pathlib.Path):
   (tmp_path / 'a.json').write_text(f'{{"P1": {item}, "P2": {item}, "P1": {item}}}')
   with pytest.raises(InputError, match="'P1' twice"):
     list(task_files.read_fewrel_rows(tmp_path / 'a.json', False))
+
+
+def test_an_empty_text_of_a_published_pair_is_read(tmp_path: pathlib.Path):
+  """Predictions for the GLUE server need every row."""
+  header, row = PUBLISHED['qqp']
+  (tmp_path / 'train.tsv').write_text(f'{header}\n{row}\n7\t3\t4\twhat\t\t0\n')
+  assert read(tmp_path, 'qqp', 'train').pairs == [('one "text', 'other'), ('what', '')]
+
+
+def test_markers_of_a_table_are_refused(tmp_path: pathlib.Path):
+  (tmp_path / 'train.csv').write_text('text,label\na,x\nb,y\n')
+  config = dataclasses.replace(TASK, name='fewrel', train=str(tmp_path / 'train.csv'), markers=True)
+  with pytest.raises(InputError, match='train.csv(.|\n)*remove task.markers'):
+    examples.complete_task(config)
