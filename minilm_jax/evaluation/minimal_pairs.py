@@ -107,8 +107,9 @@ def _parse_pairs(table: str, rows: Iterator[dict[str, Any]]) -> Iterator[Minimal
   for number, row in enumerate(rows, 1):
     where = f'row {number:,} of {table}'
     good, bad = (_parse_sentence(row, column, where) for column in _SENTENCE_COLUMNS)
-    paradigm = _find_value(row, _PARADIGM_COLUMNS) or table
-    phenomenon = _find_value(row, _PHENOMENON_COLUMNS) or paradigm
+    named_paradigm = _find_value(row, _PARADIGM_COLUMNS)
+    named_phenomenon = _find_value(row, _PHENOMENON_COLUMNS) or named_paradigm
+    paradigm, phenomenon = named_paradigm or table, named_phenomenon or table
     if match := NO_TEXT.search(paradigm + phenomenon):
       raise InputError(
         f'a name in {where}',
@@ -119,7 +120,9 @@ def _parse_pairs(table: str, rows: Iterator[dict[str, Any]]) -> Iterator[Minimal
       raise InputError(
         where,
         f'the phenomenon {phenomenon!r}, a name reserved for the mean over paradigms',
-        'change the name of the phenomenon',
+        'change the name of the phenomenon'
+        if named_phenomenon
+        else f'rename the file, or add the column {_PHENOMENON_COLUMNS[0]!r}',
       )
     yield MinimalPair(good, bad, paradigm, phenomenon)
   if not number:

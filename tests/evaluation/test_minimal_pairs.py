@@ -349,6 +349,15 @@ def test_an_invalid_row_is_named(change: dict, match: str, tmp_path: pathlib.Pat
   assert 'row 2 of pairs' in str(error.value)
 
 
+def test_a_reserved_name_of_a_file_is_refused(tmp_path: pathlib.Path):
+  rows = [{name: row[name] for name in ('sentence_good', 'sentence_bad')} for row in ROWS]
+  with pytest.raises(InputError, match="rename the file, or add the column 'phenomenon'"):
+    minimal_pairs.read_pairs(write_jsonl(tmp_path / 'all.jsonl', rows))
+  rows = [{**row, 'phenomenon': 'all'} for row in rows]
+  with pytest.raises(InputError, match='change the name of the phenomenon'):
+    minimal_pairs.read_pairs(write_jsonl(tmp_path / 'all.jsonl', rows))
+
+
 def test_an_invalid_source_is_refused(tmp_path: pathlib.Path):
   (tmp_path / 'empty').mkdir()
   (tmp_path / 'pairs.docx').write_text('x')
