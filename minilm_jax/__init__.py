@@ -201,7 +201,7 @@ def load(folder: str | os.PathLike, trust: str | Sequence[str] = '') -> 'Model':
   Example:
     >>> model = minilm_jax.load('runs/tiny')  # doctest: +SKIP
     >>> model  # doctest: +SKIP
-    LanguageModel('runs/tiny', update 600: 2 layers, hidden 64, 512 pieces, rows of 64 tokens, 142,528
+    LanguageModel('runs/tiny', update 600: 2 layers, hidden 64, 512 pieces, rows of 64 tokens, 141,952
     parameters)
     >>> model.encode(['the dog sleeps .', 'a pie rots .']).shape  # doctest: +SKIP
     (2, 64)
