@@ -5,7 +5,6 @@
 """
 
 import dataclasses
-import numbers
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -62,7 +61,7 @@ class Model:
     """Returns one vector per text; classifiers raise InputError."""
     raise InputError(f'vectors of {self.folder}', 'a classifier or committee', _USE_RUN)
 
-  def fill_mask(self, text: Any, best: Any = 5) -> list[Guess]:
+  def fill_mask(self, text: Any, best: int = 5) -> list[Guess]:
     """Returns guesses for each `<mask>`; classifiers raise InputError."""
     raise InputError(
       f'guesses for {_MASK_MARKER} of {self.folder}', 'a classifier or committee', _USE_RUN
@@ -122,7 +121,7 @@ class LanguageModel(Model):
       vectors.append(np.asarray(_mean_vectors(self.model.encoder, tokens[:, :length])))
     return np.concatenate(vectors)[places]
 
-  def fill_mask(self, text: Any, best: Any = 5) -> list[Guess]:
+  def fill_mask(self, text: Any, best: int = 5) -> list[Guess]:
     """Returns the `best` most probable pieces for each `<mask>` of a text.
 
     Raises:
@@ -139,7 +138,7 @@ def _mean_vectors(encoder: Any, tokens: Int[Array, 'B L']) -> Float[Array, 'B D'
 
 
 def guess_pieces(
-  model: MaskedLanguageModel, tokenizer: Tokenizer, text: str, best: Any
+  model: MaskedLanguageModel, tokenizer: Tokenizer, text: str, best: int
 ) -> list[Guess]:
   """Returns the `best` most probable pieces for each `<mask>` of a text.
 
@@ -166,16 +165,16 @@ def guess_pieces(
   ]
 
 
-def check_guesses(text: str, best: Any) -> None:
-  """Raises InputError for a text without `<mask>`, and for `best` that is not a positive integer."""
+def check_guesses(text: str, best: int) -> None:
+  """Raises InputError for a text without `<mask>`, and for `best` below 1."""
   if _MASK_MARKER not in text:
     raise InputError(
       f'guesses for {text!r}',
       f'no {_MASK_MARKER}',
       f'write {_MASK_MARKER} in place of a word',
     )
-  if not isinstance(best, numbers.Integral) or best < 1:
-    raise InputError(f'the best {best} guesses', f'best={best!r}', 'give a whole number from 1')
+  if best < 1:
+    raise InputError(f'the best {best} guesses', f'a number below 1: {best}', 'give at least 1')
 
 
 def encode_masked(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -217,7 +217,7 @@ def test_a_run_of_one_model_has_no_members(tiny_run, tmp_path):
   [
     ({'population.members': 3, 'mesh.population': 2}, 'mesh.population=2'),
     ({'population.members': 3, 'population.learning_rates': '1e-3,2e-3'}, 'learning_rates'),
-    ({'population.members': 2, 'population.mask_rates': '0.1,1.5'}, 'mask.rate=1.5'),
+    ({'population.members': 2, 'population.mask_rates': '0.1,1.5'}, 'population.mask_rates=1.5'),
     ({'population.members': 16, 'mesh.population': 16}, '8 devices'),
   ],
 )
