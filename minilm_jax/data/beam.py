@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import hashlib
 import io
-import os
 import shlex
 import socket
 import sys
@@ -31,7 +30,7 @@ from apache_beam import error as beam_error
 from apache_beam.options import pipeline_options
 from etils import epath
 
-from minilm_jax.core import progress
+from minilm_jax.core import paths, progress
 from minilm_jax.core.corpus_config import CorpusConfig
 from minilm_jax.core.errors import LIBRARY_ERRORS, InputError, suggest_name
 from minilm_jax.data import documents, filter_shards, filtering, filters
@@ -135,9 +134,10 @@ class BeamRunner:
     try:
       yield self.folder
     finally:
-      self.folder.rmtree()
+      # In a bucket, a folder without files does not exist.
+      self.folder.rmtree(missing_ok=True)
       parent = self.folder.parent
-      if parent.name == _WORK_FOLDER and not any(parent.iterdir()):
+      if parent.name == _WORK_FOLDER and parent.exists() and not any(parent.iterdir()):
         parent.rmtree()
 
   def _run(self, task: str, build: Callable[[beam.Pipeline], Any]) -> None:
@@ -186,7 +186,7 @@ def make_runner(value: str, workdir: epath.PathLike) -> BeamRunner:
   if not temp_location:
     return BeamRunner(options, epath.Path(workdir) / _WORK_FOLDER / 'beam')
   # A deterministic name lets the next start find and empty the folder of a killed process.
-  owner = f'{socket.gethostname()}:{os.path.abspath(workdir)}'
+  owner = f'{socket.gethostname()}:{paths.resolve_links(workdir)}'
   name = f'minilm-{hashlib.sha256(owner.encode()).hexdigest()[:16]}'
   return BeamRunner(options, epath.Path(temp_location) / name)
 

@@ -307,7 +307,7 @@ def create_atomic_folder(folder: epath.Path) -> Iterator[epath.Path]:
   try:
     yield partial
   except InputError:
-    partial.rmtree()
+    partial.rmtree(missing_ok=True)  # in a bucket, a folder without files does not exist
     raise
   partial.rename(folder)
 

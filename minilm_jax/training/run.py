@@ -187,8 +187,7 @@ def _rename_corrupt(workdir: epath.PathLike, step: int, damage: str) -> None:
   """Renames a checkpoint to `STEP.corrupt`, which no command reads."""
   folder = checkpoint.step_folder(workdir, step)
   renamed = folder.with_name(f'{step}{CORRUPT_SUFFIX}')
-  if renamed.exists():
-    renamed.rmtree()
+  renamed.rmtree(missing_ok=True)
   folder.rename(renamed)
   restart = '' if checkpoint.list_steps(workdir) else '; training starts again from update 0'
   progress.log(

@@ -1,5 +1,6 @@
 """Filtering by Apache Beam: the bytes equal a local build, and failures give one error."""
 
+import pathlib
 import signal
 
 import pytest
@@ -111,3 +112,24 @@ def test_an_empty_split_gives_the_error_of_a_local_build(tmp_path):
       build.build_corpus(config, tmp_path / 'run', options)
     errors.append(str(refused.value))
   assert errors[0] == errors[1] and not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('option', ['', ' --temp_location=TEMPORARY'])
+def test_a_temporary_folder_of_a_bucket_may_disappear(tmp_path, option: str):
+  """In a bucket, a folder without files does not exist."""
+  option = option.replace('TEMPORARY', str(tmp_path / 'temporary'))
+  runner = beam.make_runner(f'{FAST}{option}', tmp_path / 'run')
+  with runner._empty_folder() as folder:
+    folder.parent.rmtree()
+  assert not folder.parent.exists()
+
+
+def test_the_temporary_folder_of_a_bucket_does_not_depend_on_the_directory(
+  tmp_path: pathlib.Path, monkeypatch
+):
+  options, folders = f'{FAST} --temp_location={tmp_path}/temporary', []
+  for directory in (tmp_path, '/'):
+    monkeypatch.chdir(directory)
+    folders.append(beam.make_runner(options, 'gs://bucket/rows').folder)
+  assert folders[0] == folders[1]
+  assert folders[0] != beam.make_runner(options, 'gs://bucket/others').folder

@@ -15,9 +15,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from etils import epath
 
 from minilm_jax.core import progress
 from minilm_jax.core.corpus_config import DocumentsConfig, SplitConfig
+from minilm_jax.core.errors import InputError
 from minilm_jax.data import documents, filtering
 
 ENVIRONMENT = os.environ | {'PYTHONPATH': str(pathlib.Path(filtering.__file__).parents[2])}
@@ -247,3 +249,13 @@ def test_workers_do_not_execute_the_script_of_the_user(tmp_path):
   )
   assert result.stdout.split() == ['[1,', '2]', str(script)], result.stderr
   assert (tmp_path / 'starts').read_text() == 'started '
+
+
+def test_a_refusal_passes_a_partial_folder_that_does_not_exist(tmp_path):
+  """In a bucket, a folder without files does not exist."""
+  folder = epath.Path(tmp_path) / 'keep'
+  with pytest.raises(InputError, match='no text'):
+    with filtering.create_atomic_folder(folder) as partial:
+      partial.rmtree()
+      raise InputError('a', 'no text', 'b')
+  assert not folder.exists()
