@@ -39,7 +39,10 @@ from minilm_jax.data import documents, filter_shards, filtering, filters
 _PIPELINE_ERRORS = (*LIBRARY_ERRORS, beam_error.BeamError)
 _MAX_MESSAGE_CHARS = 300  # messages of runners may have pages
 _WORK_FOLDER = '.work'
-_LOG_REMEDY = 'see the log of the runner; the same command continues after the last completed stage'
+_LOG_REMEDY = (
+  'check that the runner can be reached, and see its log; the same command continues after the last '
+  'completed stage'
+)
 _OPTIONS_REMEDY = 'see https://beam.apache.org/documentation/runners/capability-matrix for runners and their options'
 
 
@@ -215,11 +218,17 @@ def _find_interruption(error: BaseException | None) -> KeyboardInterrupt | None:
 
 
 def _get_failure_types() -> tuple[type[Exception], ...]:
-  dataflow = sys.modules.get('apache_beam.runners.dataflow.dataflow_runner')
-  return (*_PIPELINE_ERRORS, dataflow.DataflowRuntimeException) if dataflow else _PIPELINE_ERRORS
+  """Returns the exceptions of a failed pipeline; some are of libraries that only some runners import."""
+  types = _PIPELINE_ERRORS
+  if dataflow := sys.modules.get('apache_beam.runners.dataflow.dataflow_runner'):
+    types += (dataflow.DataflowRuntimeException,)
+  if grpc := sys.modules.get('grpc'):  # an unreachable job server
+    types += (grpc.RpcError, grpc.FutureTimeoutError)
+  return types
 
 
 def _shorten(error: Exception) -> str:
-  """Returns the type and the last line of an error; runners prepend their own call stacks."""
-  lines = [line for line in str(error).splitlines() if line.strip()] or ['']
-  return f'{type(error).__name__}: {lines[-1].strip()[:_MAX_MESSAGE_CHARS]}'
+  """Returns the type and the last line of text of an error; runners prepend their own call stacks."""
+  lines = [line for line in str(error).splitlines() if any(map(str.isalnum, line))]
+  message = lines[-1].strip()[:_MAX_MESSAGE_CHARS] if lines else 'no message'
+  return f'{type(error).__name__}: {message}'

@@ -97,6 +97,25 @@ def test_a_failing_worker_is_reported_once(tmp_path, monkeypatch, capfd):
   assert not (tmp_path / 'run').exists() and 'Traceback' not in capfd.readouterr().err
 
 
+def test_an_unreachable_job_server_is_one_error(tmp_path):
+  options = '--runner=PortableRunner --job_endpoint=localhost:9 --job_server_timeout=1'
+  config = make_corpus_config(write_sources(tmp_path))
+  with pytest.raises(InputError, match='(?s)PortableRunner.*FutureTimeoutError.*reached'):
+    build.build_corpus(config, tmp_path / 'run', options)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_an_error_of_a_remote_call_has_its_text(tmp_path, monkeypatch):
+  grpc = pytest.importorskip('grpc')
+
+  def fail(*_: object) -> None:
+    raise grpc.RpcError('<of RPC:\n  details = "connection refused"\n>')
+
+  monkeypatch.setattr(beam, '_run_pipeline', fail)
+  with pytest.raises(InputError, match='details = "connection refused"'):
+    build.build_corpus(make_corpus_config(write_sources(tmp_path)), tmp_path / 'run', FAST)
+
+
 def test_a_signal_during_the_work_of_a_local_runner_is_raised(tmp_path, monkeypatch):
   monkeypatch.setattr(filtering, 'filter_documents', interrupt)
   with pytest.raises(signals.Interrupted, match='SIGTERM'):
