@@ -128,7 +128,7 @@ class BeamRunner:
     try:
       self.folder.rmtree(missing_ok=True)
       self.folder.mkdir(parents=True)
-    except (OSError, ImportError) as error:  # ImportError: no library for gs://
+    except OSError as error:
       raise InputError(
         f'the folder {self.folder}',
         f'creation failed: {error}',

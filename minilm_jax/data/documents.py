@@ -73,7 +73,7 @@ def expand_sources(config: DocumentsConfig) -> tuple[Source, ...]:
   for pattern in config.sources:
     try:
       sources = _match_sources(pattern, config.data_dir)
-    except (OSError, ImportError) as error:  # ImportError: no library for gs://
+    except OSError as error:
       raise InputError(
         pattern, f'the lookup failed: {error}', 'check the path and its permissions'
       ) from None

@@ -176,11 +176,27 @@ def call_main(arguments: list[str], capsys: pytest.CaptureFixture) -> tuple[int,
   importlib.util.find_spec('gcsfs') is not None, reason='gcsfs, of the extra [gcs], is installed'
 )
 @pytest.mark.parametrize(
-  'arguments', [['watch', 'gs://bucket/run'], ['show', '--checkpoint=gs://bucket/run']]
+  'arguments',
+  [
+    ['watch', 'gs://bucket/run'],
+    ['show', '--checkpoint=gs://bucket/run'],
+    ['corpus', '--config=configs/corpus.py', '--config.documents.sources=gs://bucket/a.txt'],
+  ],
 )
-def test_a_bucket_without_its_library_is_refused(arguments: list[str], capsys):
+def test_a_bucket_without_its_library_is_refused(
+  arguments: list[str], tmp_path: pathlib.Path, capsys, monkeypatch
+):
+  monkeypatch.chdir(ROOT)
+  if arguments[0] == 'corpus':
+    arguments = [*arguments, f'--workdir={tmp_path}/rows']
   status, _, err = call_main(arguments, capsys)
-  assert status == 2 and 'minilm_jax[gcs]' in err
+  assert status == 2 and 'minilm_jax[gcs]' in err and not (tmp_path / 'rows').exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec('s3fs') is not None, reason='s3fs is installed')
+def test_a_bucket_of_another_provider_is_refused(capsys):
+  status, _, err = call_main(['watch', 's3://bucket/run'], capsys)
+  assert status == 2 and 's3fs' in err and 'gs://' in err
 
 
 @pytest.fixture

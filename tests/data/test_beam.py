@@ -1,5 +1,6 @@
 """Filtering by Apache Beam: the bytes equal a local build, and failures give one error."""
 
+import importlib.util
 import pathlib
 import signal
 
@@ -71,6 +72,15 @@ def test_invalid_options_are_refused(tmp_path, options: str, message: str):
   config = make_corpus_config(write_sources(tmp_path))
   with pytest.raises(InputError, match=message):
     build.build_corpus(config, tmp_path / 'run', options)
+  assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec('gcsfs') is not None, reason='gcsfs is installed')
+def test_a_temporary_folder_in_a_bucket_needs_its_library(tmp_path, capsys):
+  flags = ['--config.documents.sources=microworld:20', f'--workdir={tmp_path}/run']
+  options = f'--beam={FAST} --temp_location=gs://bucket/temporary'
+  status = main(['corpus', '--config=configs/corpus.py', *flags, options])
+  assert status == 2 and 'minilm_jax[gcs]' in capsys.readouterr().err
   assert not (tmp_path / 'run').exists()
 
 
