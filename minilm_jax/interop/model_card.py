@@ -302,7 +302,8 @@ def _sanitize_digest(digest: str) -> str:
 
 def _read_row_length(folder: epath.Path, config: RunConfig) -> int:
   """Returns the tokens of a row, from the log of the run; `max_length` without a log."""
-  lines = [line for line in run_dir.read_lines(folder / run_dir.METRICS) if line['step']]
+  log = run_dir.read_lines(folder / run_dir.METRICS, run_dir.RUN_LINE)
+  lines = [line for line in log if line['step'] and line['tokens'] is not None]
   if not lines:
     return config.model.max_length
   return run_dir.compute_row_length(lines[-1], config.batch_size)
@@ -351,9 +352,8 @@ def _describe_training(config: RunConfig, step: int, origin: str, length: int) -
 def _describe_losses(folder: epath.Path, step: int, members: int) -> str:
   """Returns the last loss of each member on each split up to the checkpoint."""
   last: dict[tuple[str, int], Mapping[str, Any]] = {}
-  for line in run_dir.read_lines(folder / run_dir.METRICS):
-    has_loss = {'step', 'split', 'loss'} <= line.keys() and line['loss'] is not None
-    if has_loss and line['step'] <= step:
+  for line in run_dir.read_lines(folder / run_dir.METRICS, run_dir.RUN_LINE):
+    if line['loss'] is not None and line['step'] <= step:
       last[line['split'], line.get('member', 0)] = line
   if not last:
     return _format_section('Loss', 'The log of the run has no loss up to this step.')

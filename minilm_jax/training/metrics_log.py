@@ -139,7 +139,8 @@ def validation_losses(lines: Sequence[dict[str, Any]]) -> dict[int, float]:
 
 def write_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:
   """Writes result.json from the log of the run, and returns its content."""
-  lines = list(run_dir.read_lines(workdir / run_dir.METRICS))
+  needed = [*run_dir.RUN_LINE, *(['member'] if config.population.members > 1 else [])]
+  lines = list(run_dir.read_lines(workdir / run_dir.METRICS, needed))
   result: dict[str, Any] = {'updates': config.num_steps}
   if origin := run_dir.name_origin(workdir):
     result[run_dir.ORIGIN] = origin

@@ -231,7 +231,7 @@ def _write_member(
   files.write_json(workdir / run_dir.MANIFEST, manifest)
   lines = [
     {key: value for key, value in line.items() if key != 'member'}
-    for line in run_dir.read_lines(source / run_dir.METRICS)
+    for line in run_dir.read_lines(source / run_dir.METRICS, (*run_dir.RUN_LINE, 'member'))
     if line['member'] == member and line['step'] <= step
   ]
   run_dir.write_lines(workdir / run_dir.METRICS, lines)

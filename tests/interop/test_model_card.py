@@ -75,6 +75,23 @@ def test_a_card_counts_the_tokens_of_the_rows_of_the_corpus(tiny_run, tmp_path: 
   assert cells['FLOPs'] == f'{actual_flops(config.model, config.mask, 32) * 8 * 8:.3g}'
 
 
+@pytest.mark.parametrize('name', ['step', 'tokens', 'split', 'loss'])
+def test_a_log_line_without_a_field_is_refused(name: str, tiny_run, tmp_path: pathlib.Path):
+  copy = shutil.copytree(tiny_run, tmp_path / 'copy')
+  records = list(run_dir.read_lines(copy / run_dir.METRICS))
+  del records[1][name]
+  run_dir.write_lines(copy / run_dir.METRICS, records)
+  with pytest.raises(InputError, match=f'line 2 without {name}'):
+    model_card.build_card(copy)
+
+
+def test_a_log_line_without_a_number_of_tokens_is_left_out(tiny_run, tmp_path: pathlib.Path):
+  copy = shutil.copytree(tiny_run, tmp_path / 'copy')
+  records = list(run_dir.read_lines(copy / run_dir.METRICS))
+  run_dir.write_lines(copy / run_dir.METRICS, [*records[:-1], records[-1] | {'tokens': None}])
+  assert model_card.build_card(copy).replace('copy', 'tiny') == model_card.build_card(tiny_run)
+
+
 def test_a_card_of_a_custom_encoder_names_its_module(monkeypatch: pytest.MonkeyPatch):
   module = 'configs.examples.gated_rotary'
   config = tiny_config.make_run_config(pathlib.Path(), **{'model.encoder': f'{module}:Encoder'})

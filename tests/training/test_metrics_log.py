@@ -3,9 +3,11 @@
 import math
 import pathlib
 
+import pytest
 from etils import epath
 
 from minilm_jax.core import run_dir
+from minilm_jax.core.errors import InputError
 from minilm_jax.model import flops
 from minilm_jax.training import metrics_log
 from tests.tiny_config import make_run_config
@@ -54,3 +56,14 @@ def test_spikes_are_listed_and_reported(tmp_path, capsys):
       [14],
       [16],
     ]
+
+
+@pytest.mark.parametrize('members, name', [(1, 'seconds'), (2, 'member')])
+def test_a_result_needs_all_fields_of_the_log(members: int, name: str, tmp_path):
+  config = make_run_config(pathlib.Path('corpus'), **{'population.members': members})
+  line = dict.fromkeys(('step', 'tokens', 'flops', 'seconds'), 1)
+  line |= {'split': 'train', 'loss': 3.0, 'perplexity': 20.0, 'member': 0}
+  del line[name]
+  run_dir.write_lines(tmp_path / run_dir.METRICS, [line])
+  with pytest.raises(InputError, match=f'line 1 without {name}'):
+    metrics_log.write_result(config, epath.Path(tmp_path))

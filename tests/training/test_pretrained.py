@@ -207,6 +207,16 @@ def test_a_missing_member_is_refused(number: int, together, tmp_path):
   assert not (tmp_path / 'none').exists()
 
 
+@pytest.mark.parametrize('name', ['member', 'step', 'tokens'])
+def test_a_log_line_without_a_field_is_refused(name: str, together, tmp_path):
+  source = shutil.copytree(together, tmp_path / 'all')
+  records = list(run_dir.read_lines(source / run_dir.METRICS))
+  del records[1][name]
+  run_dir.write_lines(source / run_dir.METRICS, records)
+  with pytest.raises(InputError, match=f'line 2 without {name}'):
+    pretrained.extract_member(source, 1, tmp_path / 'one')
+
+
 def test_a_run_of_one_model_has_no_members(tiny_run, tmp_path):
   with pytest.raises(InputError, match='population.members=1'):
     pretrained.extract_member(tiny_run, 0, tmp_path / 'none')
