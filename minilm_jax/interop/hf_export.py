@@ -151,19 +151,22 @@ def _write_files(loaded: LoadedModel, folder: pathlib.Path, task: str) -> dict[s
     loaded.folder,
     loaded.step,
     ('library_name: transformers', f'pipeline_tag: {task}'),
-    _describe_use(task, needs_code),
+    _describe_use(task, needs_code, card is not None and card.reads_pairs),
   )
   files.write_bytes(folder / model_card.CARD_FILE, text.encode())
   return config_json
 
 
-def _describe_use(task: str, needs_code: bool) -> str:
+def _describe_use(task: str, needs_code: bool, reads_pairs: bool) -> str:
   arguments = f"'{task}', model='FOLDER'" + ', trust_remote_code=True' * needs_code
   if task == 'fill-mask':
     inputs = "'the dog <mask> a bone .'"
     remark = 'Unlike this pipeline, `minilm fill-mask` never returns special tokens or unused ids.'
   else:
-    inputs = "'the text', top_k=None, truncation=True"
+    text = (
+      "{'text': 'the first text', 'text_pair': 'the second text'}" if reads_pairs else "'the text'"
+    )
+    inputs = f'{text}, top_k=None, truncation=True'
     remark = 'The tokenizer treats special tokens in a text as plain letters.'
   code = (
     'transformers has no class for this model; `modeling_minilm.py` in this folder defines it. '

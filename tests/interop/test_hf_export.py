@@ -1,5 +1,6 @@
 """Exports to transformers give equal answers; an export that differs leaves no folder."""
 
+import ast
 import dataclasses
 import functools
 import importlib.util
@@ -137,6 +138,26 @@ def test_an_exported_classifier_answers_equally(
     assert {answer['label']: answer['score'] for answer in answers} == pytest.approx(
       expected, abs=tolerance
     )
+
+
+@pytest.mark.parametrize('form', ['roberta', 'roberta of pairs'])
+def test_the_code_in_the_card_of_a_classifier_answers(
+  form: str, tiny_tokenizer: tokenizer.Tokenizer, hf_export, tmp_path: pathlib.Path, capsys
+):
+  shape, changes, _ = FORMS[form]
+  source = save_classifier(tmp_path / 'source', tiny_tokenizer, shape, **changes)
+  hf_export.export_huggingface(source, str(tmp_path / 'out'))
+  texts = ('the first text', 'the second text') if 'fields' in changes else ('the text', '')
+  (prediction,) = inference.predict('', source, *texts, '')
+  card = (tmp_path / 'out' / 'README.md').read_text()
+  code = card.partition('```python\n')[2].partition('```')[0]
+  capsys.readouterr()
+  exec(code.replace('FOLDER', str(tmp_path / 'out')), {})
+  answers = ast.literal_eval(capsys.readouterr().out)
+  answers = answers[0] if isinstance(answers[0], list) else answers
+  assert {answer['label']: answer['score'] for answer in answers} == pytest.approx(
+    prediction['probabilities'], abs=1e-4
+  )
 
 
 @pytest.mark.parametrize('form', ['roberta of pairs', 'regression'])
