@@ -18,10 +18,10 @@ from etils import epath
 
 from minilm_jax import __version__
 from minilm_jax.core import files, run_dir
-from minilm_jax.core.config import RunConfig
+from minilm_jax.core.config import RunConfig, SubsetConfig
 from minilm_jax.core.errors import COUNT, TEXT, InputError, find_schema_fault, sanitize
 from minilm_jax.core.model_config import EncoderConfig
-from minilm_jax.data import corpus
+from minilm_jax.data import corpus, wrapped_tokenizer
 from minilm_jax.interop import export
 from minilm_jax.model import flops
 from minilm_jax.tasks import classifier, committee_scores, metrics
@@ -31,7 +31,8 @@ from minilm_jax.training import checkpoint, population, pretrained
 CARD_FILE = 'README.md'
 _MAX_ITEMS = 200  # files of a corpus, labels of a task or scores in a card
 _MARKUP = re.compile(r'[\\`*_\[\]|~$#]')
-_SOURCES_SCHEMA = {'sources': [{'name': TEXT, 'bytes': COUNT, 'sha256': TEXT}]}
+_SOURCES_SCHEMA = {'sources': [{'name': TEXT, 'bytes': COUNT, 'sha256?': TEXT, 'dataset?': TEXT}]}
+_SIZE_SCHEMA = {'training?': {'rows': COUNT, 'tokens': COUNT}}
 _SHAPE_FIELDS = {
   'embedding_size': 'embedding size',
   'hidden_size': 'hidden size',
@@ -161,7 +162,8 @@ def _build_pretrained(folder: epath.Path, step: int | None) -> tuple[str, list[s
   config = pretrained.load_config(folder)
   step = checkpoint.resolve_step(folder, step)
   checkpoint.verify(folder, step)
-  members = config.population.members
+  members, record = config.population.members, run_dir.read_origin(folder)
+  origin = _name_checkpoint(record['checkpoint'], record['checkpoint_step']) if record else ''
   parameters = flops.count_parameters_by_part(config.model)['total']
   models, suffix = 'A masked language model', ''
   if members > 1:
@@ -173,10 +175,10 @@ def _build_pretrained(folder: epath.Path, step: int | None) -> tuple[str, list[s
     f'{models} with {parameters:,} parameters{suffix}, trained with minilm_jax {__version__}. '
     f'{progress}',
     _describe_architecture(config.model),
-    _describe_corpus(folder),
-    _describe_training(config, step, run_dir.name_origin(folder), _read_row_length(folder, config)),
+    _describe_corpus(folder, config.subset),
+    _describe_training(config, step, origin, _read_row_length(folder, config)),
     _describe_losses(folder, step, members),
-    _format_citation(config.model),
+    _cite_model(folder, config.model),
   ]
 
 
@@ -185,14 +187,16 @@ def _build_classifier(folder: epath.Path, step: int | None) -> tuple[str, list[s
   manifest, card = classifier.read_manifest(folder), classifier.read_card(folder)
   origin = 'random weights, without pre-training'
   if card.step >= 0:
-    run = escape_markdown(card.checkpoint.rpartition('/')[2])
-    origin = f'step {card.step:,} of the pre-training run {run}'
+    origin = _name_checkpoint(card.checkpoint, card.step)
   task = escape_markdown(card.task)
+  labels = ', '.join(map(escape_markdown, card.labels[:_MAX_ITEMS]))
+  if len(card.labels) > _MAX_ITEMS:
+    labels += f' and {len(card.labels) - _MAX_ITEMS:,} further labels'
   rows = [
     ('task', task),
     ('output', 'number' if card.is_regression else f'one of {len(card.labels)} labels'),
     ('input fields', ' and '.join(map(escape_markdown, card.fields))),
-    ('labels', ', '.join(map(escape_markdown, card.labels[:_MAX_ITEMS])) or 'none'),
+    ('labels', labels or 'none'),
     ('initial weights', origin),
     ('seed', card.seed),
     ('learning rate', card.learning_rate),
@@ -208,7 +212,7 @@ def _build_classifier(folder: epath.Path, step: int | None) -> tuple[str, list[s
     _format_section('Task', _format_table(_PROPERTY_COLUMNS, rows)),
     _describe_architecture(card.model),
     _format_section('Scores', scores),
-    _format_citation(card.model),
+    _cite_model(folder, card.model),
   ]
 
 
@@ -219,14 +223,13 @@ def _build_finetuned(folder: epath.Path, step: int | None) -> tuple[str, list[st
     [escape_markdown(line[name]) if name in line else '' for name in _SCORE_COLUMNS]
     for line in lines[:_MAX_ITEMS]
   ]
+  table = _format_table([name.replace('_', ' ') for name in _SCORE_COLUMNS], rows)
   task = escape_markdown(lines[0]['task']) if lines and 'task' in lines[0] else 'a task'
   members = {line['member'] for line in lines if 'member' in line}
   return folder.absolute().name, [
     f'A run of {len(members)} fine-tuned models for {task}, trained with minilm_jax {__version__}.',
-    _format_section(
-      'Scores', _format_table([name.replace('_', ' ') for name in _SCORE_COLUMNS], rows)
-    ),
-    _format_section('Citation', _format_bibtex(_PAPER1)),
+    _format_section('Scores', '\n\n'.join([table, *_note_omitted(len(lines), 'scores')])),
+    _cite_source(folder),
   ]
 
 
@@ -260,40 +263,59 @@ def _describe_architecture(config: EncoderConfig) -> str:
   return _format_section('Architecture', _format_table(_PROPERTY_COLUMNS, rows))
 
 
-def _describe_corpus(folder: epath.Path) -> str:
-  """Returns the hashes in the manifest of the run, and the sources if the corpus still exists."""
+def _describe_corpus(folder: epath.Path, subset: SubsetConfig) -> str:
+  """Returns hashes and subset of the run, and the sources if the corpus still exists."""
   hashes = run_dir.read_corpus_hashes(folder)
   corpus_hash, tokenizer_hash = (_sanitize_digest(hashes[name]) for name in ('corpus', 'tokenizer'))
   parts = [f'Corpus `{corpus_hash}`, tokenizer `{tokenizer_hash}` (SHA-256).']
+  if subset.rows or subset.tokens:
+    parts.append(_describe_subset(folder, subset))
   manifest: dict[str, Any] = {'hash': ''}
   # The corpus may be in a bucket that cannot be reached.
   with contextlib.suppress(InputError, OSError, ImportError):
     manifest = corpus.read_manifest(hashes['corpus_folder'])
   if manifest['hash'] != hashes['corpus'] or find_schema_fault(manifest, _SOURCES_SCHEMA):
-    return _format_section(
-      'Training text',
-      f'{parts[0]} The sources are unknown, because the corpus was moved or deleted.',
-    )
+    parts.append('The sources are unknown, because the corpus was moved, changed or deleted.')
+    return _format_section('Training text', '\n\n'.join(parts))
   splits = ', '.join(
     f'{name} {split["rows"]:,} rows, {split["tokens"]:,} tokens'
     for name, split in manifest['splits'].items()
   )
   parts.append(
-    f'Rows have {manifest["length"]} tokens, with a vocabulary of {manifest["vocabulary"]:,}: {splits}.'
+    f'Rows of the corpus have {manifest["length"]} tokens, with a vocabulary of '
+    f'{manifest["vocabulary"]:,}: {splits}.'
   )
   sources = manifest['sources']
   rows = [
     (
       '/'.join(map(escape_markdown, source['name'].replace('\\', '/').split('/')[-2:])),
       f'{source["bytes"]:,}',
-      f'`{_sanitize_digest(source["sha256"])}`',
+      f'`{_sanitize_digest(source["sha256"])}`'
+      if 'sha256' in source
+      else escape_markdown(source.get('dataset', 'unknown')),
     )
     for source in sources[:_MAX_ITEMS]
   ]
-  parts.append(_format_table(('source', 'bytes', 'SHA-256'), rows))
-  if len(sources) > _MAX_ITEMS:
-    parts.append(f'The table omits {len(sources) - _MAX_ITEMS:,} further sources.')
+  parts.append(_format_table(('source', 'bytes', 'SHA-256 or data set'), rows))
+  parts += _note_omitted(len(sources), 'sources')
   return _format_section('Training text', '\n\n'.join(parts))
+
+
+def _describe_subset(folder: epath.Path, subset: SubsetConfig) -> str:
+  """Returns the size of a subset; the recipe has it for a run of an earlier version."""
+  manifest = files.read_object(folder / run_dir.MANIFEST, f'the manifest of {folder}', _SIZE_SCHEMA)
+  size = subset.format_fields('rows', 'tokens')
+  if 'training' in manifest:
+    size = f'{manifest["training"]["rows"]:,} rows, {manifest["training"]["tokens"]:,} tokens'
+  return (
+    f'The run used a random part of the training rows: {size} '
+    f'(subset.shuffle\\_seed={subset.shuffle_seed}).'
+  )
+
+
+def _note_omitted(count: int, name: str) -> list[str]:
+  """Returns a note below a table that is cut to `_MAX_ITEMS` rows."""
+  return [f'The table omits {count - _MAX_ITEMS:,} further {name}.'] * (count > _MAX_ITEMS)
 
 
 def _sanitize_digest(digest: str) -> str:
@@ -344,8 +366,7 @@ def _describe_training(config: RunConfig, step: int, origin: str, length: int) -
     ('seed', ', '.join(str(member.seed) for member in members)),
   ]
   if origin:
-    name = escape_markdown(origin.rpartition('/')[2])
-    cells.append(('initial weights', f'{name}, whose updates are not counted'))
+    cells.append(('initial weights', f'{origin}, whose updates are not counted'))
   return _format_section('Training', _format_table(_PROPERTY_COLUMNS, cells))
 
 
@@ -372,14 +393,40 @@ def _describe_losses(folder: epath.Path, step: int, members: int) -> str:
   return _format_section('Loss', _format_table(headings, rows))
 
 
-def _format_citation(config: EncoderConfig) -> str:
-  """Returns paper 2 for a model with convolutions or initialization 'bert', otherwise paper 1."""
+def _name_checkpoint(checkpoint: str, step: int) -> str:
+  """Returns a checkpoint in words; only `minilm import` writes a checkpoint of step 0."""
+  name = escape_markdown(checkpoint.rpartition('/')[2])
+  return f'step {step:,} of the pre-training run {name}' if step else f'the imported model {name}'
+
+
+def _cite_source(folder: epath.Path) -> str:
+  """Returns the citation of the checkpoint of a fine-tuning run, if the checkpoint still exists."""
+  # The checkpoint may be in a bucket that cannot be reached.
+  with contextlib.suppress(InputError, OSError, ImportError):
+    stored = files.read_object(
+      folder / run_dir.CONFIG, f'the recipe of {folder}', {'checkpoint': TEXT}
+    )
+    source = run_dir.find_source(folder, stored, stored['checkpoint'])
+    return _cite_model(epath.Path(source), pretrained.load_config(source).model)
+  return _format_citation()
+
+
+def _cite_model(folder: epath.Path, config: EncoderConfig) -> str:
+  """Returns the citation of a model with its tokenizer in a folder.
+
+  The paper is paper 2 for a model with convolutions or initialization 'bert', otherwise paper 1.
+  A model with the tokenizer of an imported model has no paper here.
+  """
+  path = folder / run_dir.TOKENIZER
+  if wrapped_tokenizer.is_wrapped(files.read_bytes(path, f'the tokenizer {path}')):
+    return _format_citation()
   is_paper2 = config.convolutions or config.initialization == 'bert'
-  return _format_section('Citation', _format_bibtex(_PAPER2 if is_paper2 else _PAPER1))
+  return _format_citation(_PAPER2 if is_paper2 else _PAPER1)
 
 
-def _format_bibtex(paper: str) -> str:
-  return f'```bibtex\n{_SOFTWARE.format(version=__version__)}\n\n{paper}\n```'
+def _format_citation(*papers: str) -> str:
+  entries = '\n\n'.join((_SOFTWARE.format(version=__version__), *papers))
+  return _format_section('Citation', f'```bibtex\n{entries}\n```')
 
 
 def _format_section(title: str, body: str) -> str:

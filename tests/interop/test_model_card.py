@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import shutil
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,10 @@ from minilm_jax.core.config import PopulationConfig
 from minilm_jax.core.errors import InputError
 from minilm_jax.data import tokenizer
 from minilm_jax.data.tokenizer import Tokenizer
-from minilm_jax.interop import model_card
+from minilm_jax.interop import hf_import, model_card
 from minilm_jax.model.flops import actual_flops, count_parameters_by_part, flops_per_row
 from minilm_jax.training import pretrained
-from tests import fake_classifiers, fake_runs, tiny_config
+from tests import fake_classifiers, fake_hf_folders, fake_runs, tiny_config
 
 HOSTILE = (
   '<script>alert(1)</script>',
@@ -105,7 +106,42 @@ def test_a_card_of_a_continued_run_names_its_origin(tiny_run: pathlib.Path, tmp_
   folder = pathlib.Path(shutil.copytree(tiny_run, tmp_path / 'run'))
   fake_runs.continue_run(folder, '/home/a/runs/b', 4)
   cell = read_cells(model_card.build_card(folder))['initial weights']
-  assert cell.startswith('b&#64;4')
+  assert cell.startswith('step 4 of the pre-training run b,')
+
+
+def change_manifest(folder: pathlib.Path, **fields: Any) -> None:
+  path = folder / run_dir.MANIFEST
+  files.write_json(path, json.loads(path.read_text()) | fields)
+
+
+def test_a_card_names_the_data_sets_of_tfds(tiny_run, tiny_corpus, tmp_path: pathlib.Path):
+  run, corpus = (
+    pathlib.Path(shutil.copytree(folder, tmp_path / name))
+    for folder, name in ((tiny_run, 'run'), (tiny_corpus, 'corpus'))
+  )
+  sources = [
+    {'name': 'a_b/c', 'bytes': 9000, 'dataset': 'a_b/c:2.0.0'},
+    {'name': 'text/d.txt', 'bytes': 5, 'sha256': 'c0ffee'},
+  ]
+  change_manifest(corpus, sources=sources)
+  change_manifest(run, corpus_folder=str(corpus), corpus_link='')
+  card = model_card.build_card(run)
+  assert '| a\\_b/c | 9,000 | a\\_b/c:2.0.0 |' in card and '| text/d.txt | 5 | `c0ffee` |' in card
+  assert 'unknown' not in card
+
+
+@pytest.mark.parametrize('has_corpus', [True, False])
+def test_a_card_states_the_subset_of_the_run(has_corpus: bool, tiny_run, tmp_path: pathlib.Path):
+  assert 'shuffle' not in model_card.build_card(tiny_run)
+  run = pathlib.Path(shutil.copytree(tiny_run, tmp_path / 'run'))
+  subset = {'rows': 0, 'tokens': 2000, 'shuffle_seed': 7}
+  fake_runs.change_config(run, subset=subset)
+  change_manifest(run, training={'rows': 16, 'tokens': 1978, 'of_rows': 1469, 'of_tokens': 186_649})
+  if not has_corpus:
+    change_manifest(run, corpus_folder='/nowhere', corpus_link='')
+  card = model_card.build_card(run)
+  assert '16 rows, 1,978 tokens' in card and 'seed=7' in card
+  assert ('microworld:800' in card) == has_corpus
 
 
 def test_a_card_does_not_need_the_corpus(tiny_run: pathlib.Path, tmp_path: pathlib.Path):
@@ -148,6 +184,71 @@ def test_a_card_of_a_fine_tuning_run_lists_its_scores(tmp_path: pathlib.Path):
   )
   card = model_card.build_card(tmp_path)
   assert ' 3 ' in card and 'a\\|b' in card and card.count('| accuracy | 0.5 |') == 3
+
+
+def write_finetuned(folder: pathlib.Path, checkpoint: pathlib.Path, count: int = 1) -> pathlib.Path:
+  """Writes a fine-tuning run with scores of `count` members."""
+  files.write_json(folder / run_dir.CONFIG, {'kind': 'finetune', 'checkpoint': str(checkpoint)})
+  scores = [{'task': 'a', 'metric': 'accuracy', 'value': 0.5, 'member': n} for n in range(count)]
+  run_dir.write_lines(folder / run_dir.SCORES, scores)
+  return folder
+
+
+def test_a_table_that_is_cut_has_a_note(
+  tiny_tokenizer: Tokenizer, tiny_run: pathlib.Path, tmp_path: pathlib.Path
+):
+  (tmp_path / 'all').mkdir()
+  (tmp_path / 'cut').mkdir()
+  assert 'further' not in model_card.build_card(write_finetuned(tmp_path / 'all', tiny_run, 200))
+  card = model_card.build_card(write_finetuned(tmp_path / 'cut', tiny_run, 203))
+  assert card.count('| accuracy | 0.5 |') == 200 and 'omits 3 further scores' in card
+  labels = tuple(f'label {number}' for number in range(201))
+  member = fake_classifiers.make_classifier(tiny_tokenizer, 0, labels=labels)
+  card = model_card.build_card(fake_classifiers.save_classifier(tmp_path / 'one', member))
+  assert 'label 199 and 1 further labels' in card and 'label 200' not in card
+
+
+def test_a_card_of_a_fine_tuning_run_cites_the_paper_of_its_checkpoint(
+  tiny_run: pathlib.Path, tmp_path: pathlib.Path
+):
+  (tmp_path / 'tuned').mkdir()
+  papers = {}
+  for initialization in ('standard', 'bert'):
+    source = pathlib.Path(shutil.copytree(tiny_run, tmp_path / initialization))
+    model = json.loads((source / run_dir.CONFIG).read_text())['model']
+    fake_runs.change_config(source, model=model | {'initialization': initialization})
+    card = model_card.build_card(write_finetuned(tmp_path / 'tuned', source))
+    papers[initialization] = '2305.17266' in card, '2507.14871' in card
+  assert papers == {'standard': (True, False), 'bert': (False, True)}
+  card = model_card.build_card(write_finetuned(tmp_path / 'tuned', tmp_path / 'missing'))
+  assert '@software' in card and 'arXiv' not in card
+
+
+def test_a_card_of_an_imported_model_has_no_paper_and_no_pre_training_run(
+  tiny_run: pathlib.Path, tmp_path: pathlib.Path
+):
+  for library in ('tokenizers', 'safetensors'):
+    pytest.importorskip(library, reason=f'needs {library}, which is of the extra [hf]')
+  imported = tmp_path / 'ib'
+  hf_import.import_model(fake_hf_folders.write_folder(tmp_path / 'hf'), imported)
+  config, wrapped = pretrained.load_config(imported), pretrained.load_tokenizer(imported)
+  assert config.model.initialization == 'bert'
+  member = fake_classifiers.make_classifier(
+    wrapped, 0, model=config.model, checkpoint=str(imported), step=0
+  )
+  classifier = fake_classifiers.save_classifier(tmp_path / 'classifier-0', member)
+  continued = pathlib.Path(shutil.copytree(tiny_run, tmp_path / 'continued'))
+  shutil.copy(imported / run_dir.TOKENIZER, continued)
+  fake_runs.continue_run(continued, '../ib', 0)
+  (tmp_path / 'tuned').mkdir()
+  cards = [
+    model_card.build_card(folder)
+    for folder in (classifier, continued, write_finetuned(tmp_path / 'tuned', imported))
+  ]
+  for card in cards:
+    assert '@software' in card and 'arXiv' not in card and 'step 0' not in card
+  for card in cards[:2]:
+    assert read_cells(card)['initial weights'].startswith('the imported model ib')
 
 
 @pytest.mark.parametrize('hostile', HOSTILE)
