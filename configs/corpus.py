@@ -12,8 +12,9 @@ speech and Wikipedia (91,000 documents, 61.4 million counted words): 57,189 trai
 million tokens, 1.23 pieces a word. The command takes about 25 seconds on two CPU cores and half a
 GiB of memory.
 
-With --beam, Apache Beam filters larger text on many machines. minilm_jax/data/beam.py has commands
-for Dataflow, Flink and Spark, for `c4` and `wikipedia` of TFDS, and an estimate of the cost of C4.
+With --beam, Apache Beam filters larger text on many machines. docs/guide/beam.md has the options for
+Dataflow, Flink and Spark, commands for `c4` and `wikipedia` of TFDS, and an estimate of the cost of
+C4.
 """
 
 from configs import base
