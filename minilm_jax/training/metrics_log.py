@@ -128,6 +128,11 @@ def is_spike(losses: Sequence[float], loss: float) -> bool:
   return bool(loss - median > max(SPIKE_DEVIATIONS * deviation, SPIKE_SHARE * abs(median)))
 
 
+def line_fields(config: RunConfig) -> tuple[str, ...]:
+  """Returns the fields that each line of the log of a run has."""
+  return (*run_dir.RUN_LINE, 'member') if config.population.members > 1 else run_dir.RUN_LINE
+
+
 def validation_losses(lines: Sequence[dict[str, Any]]) -> dict[int, float]:
   """Returns the validation loss by step; the mean over members for a population."""
   losses: dict[int, list[float]] = {}
@@ -139,8 +144,7 @@ def validation_losses(lines: Sequence[dict[str, Any]]) -> dict[int, float]:
 
 def write_result(config: RunConfig, workdir: epath.Path) -> dict[str, Any]:
   """Writes result.json from the log of the run, and returns its content."""
-  needed = [*run_dir.RUN_LINE, *(['member'] if config.population.members > 1 else [])]
-  lines = list(run_dir.read_lines(workdir / run_dir.METRICS, needed))
+  lines = list(run_dir.read_lines(workdir / run_dir.METRICS, line_fields(config)))
   result: dict[str, Any] = {'updates': config.num_steps}
   if origin := run_dir.name_origin(workdir):
     result[run_dir.ORIGIN] = origin

@@ -121,7 +121,7 @@ def restore_or_init(
     lambda: run_dir.keep_lines(
       workdir / run_dir.METRICS,
       lambda line: line['step'] <= (saved_step or 0) and line['split'] != 'test',
-      [*run_dir.RUN_LINE, *(['member'] if config.population.members > 1 else [])],
+      metrics_log.line_fields(config),
     )
   )
   if saved_step is None or state is None:
