@@ -230,7 +230,7 @@ def read_run(path: pathlib.Path) -> Any:
     loss_curves.read_runs(paths),
     pretraining_gap.find_gaps(training_sets.read_training_sets(paths), table),
     matrices,
-    runs.read_failures([path.parent.parent]),
+    runs.read_failures([path.parent.parent], paths),
   )
 
 
