@@ -204,11 +204,12 @@ def _make_run_curve(
   batch_size = config['batch_size']
   last = finite[max(finite)] if finite else None
   length = run_dir.compute_row_length(last, batch_size) if last else model['max_length']
-  counts = manifest['flops_per_row']
   flops = {
     count: float(value) * length / model['max_length']
-    for count, value in {HONEY: counts[HONEY], **counts}.items()
+    for count, value in manifest['flops_per_row'].items()
   }
+  if HONEY not in flops:  # every study needs this count
+    raise KeyError(HONEY)
   if last and 'flops' in last and ACTUAL in flops and length != model['max_length']:
     flops[ACTUAL] = last['flops'] / (last['step'] * batch_size)
   seeds, rates = population['seeds'], population['learning_rates']

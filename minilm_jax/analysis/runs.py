@@ -124,8 +124,9 @@ def read_failures(
       schema = {'asked?': TEXT, 'found?': TEXT}
       record = files.read_object(path / run_dir.FAILURE, f'the failure in {path}', schema)
       parts = [record[key] for key in ('asked', 'found') if key in record]
-      name = names.get(paths.resolve_links(path), _make_relative_name(folder, path))
-      if name in failures or name in run_paths and paths.resolve_links(path) not in names:
+      target = paths.resolve_links(path)
+      name = names.get(target, _make_relative_name(folder, path))
+      if name in failures or (name in run_paths and target not in names):
         name = sanitize(str(path.resolve()))
       failures[name] = sanitize(': '.join(parts))
   return failures
@@ -214,8 +215,7 @@ def read_scores(run_paths: Mapping[str, epath.Path]) -> Iterator[Line]:
   for path in run_paths.values():
     sources: dict[str, str] = {}
     protocol = read_protocol(path)
-    for line in run_dir.read_lines(path / run_dir.SCORES):
-      _check_fields(line, path / run_dir.SCORES, 'checkpoint')
+    for line in run_dir.read_lines(path / run_dir.SCORES, ('checkpoint',)):
       name = line['checkpoint']
       if name not in sources:
         sources[name] = resolve_source(run_paths, path, name)
@@ -269,9 +269,7 @@ def split_members(path: epath.Path) -> dict[str, list[Line]]:
   Members that were extracted to `member-N` inside the run are separate runs and are left out.
   """
   is_pretraining = read_kind(path) == 'pretrain'
-  all_lines = list(run_dir.read_lines(path / run_dir.METRICS))
-  for line in all_lines:
-    _check_fields(line, path / run_dir.METRICS, 'step', 'split')
+  all_lines = list(run_dir.read_lines(path / run_dir.METRICS, ('step', 'split')))
   members = group_by(
     all_lines,
     lambda line: f' member {line["member"]}' if is_pretraining and 'member' in line else '',
@@ -330,13 +328,3 @@ def to_float(value: float | None) -> float:
   nan
   """
   return math.nan if value is None else float(value)
-
-
-def _check_fields(line: Line, log: epath.Path, *names: str) -> None:
-  missing = [name for name in names if name not in line]
-  if missing:
-    raise InputError(
-      f'the log {log}',
-      f'a line without {", ".join(missing)}',
-      'remove this line, or run the training again',
-    )

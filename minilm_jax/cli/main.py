@@ -103,9 +103,9 @@ def _explain_error(name: str, error: Exception) -> InputError | None:
       'free disk space or fix the path, then repeat the command to resume',
     )
   if isinstance(error, ImportError):
-    if ' to access ' not in str(error):  # the message of fsspec names the library of a bucket
-      return None
     is_google = 'gcsfs' in str(error)
+    if not is_google and ' to access ' not in str(error):  # fsspec names the library of a bucket
+      return None
     remedy = "run pip install 'minilm_jax[gcs]'" if is_google else 'give a local or gs:// path'
     return InputError(f'minilm {name} with the path of a bucket', str(error), remedy)
   if 'jax' not in sys.modules:

@@ -67,7 +67,9 @@ def evaluate_attention(
   def measure() -> dict[str, Any]:
     return fields | {'rows': _measure_attention(source, steps, corpus)}
 
-  weights = {str(step): pretrained.hash_weights(_load_encoder(source, step)) for step in steps}
+  weights = {}
+  if workdir:  # the checksums identify the work directory
+    weights = {str(step): pretrained.hash_weights(_load_encoder(source, step)) for step in steps}
   identity = {'kind': ATTENTION_KIND, **fields, 'weights': weights}
   return run_dir.measure_once(workdir, identity, measure, 'attention of these checkpoints')
 

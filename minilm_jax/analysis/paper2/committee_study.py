@@ -26,11 +26,12 @@ from minilm_jax.tasks import committee_scores, metrics
 
 KIND, STUDY = 'committee', 'committee.json'
 NEEDED = 'committees of two or more members, some with convolutions, for two seeds of fine-tuning'
+NEEDED_DEEP = 'a deeper model without convolutions that is fine-tuned on the same task'
+# Needed fields of classifier.json; the step of a start from scratch is -1.
 _CARD = {
   **{'task': TEXT, 'headline': TEXT, 'seed': COUNT, 'step': NUMBER},
   'model': {'num_layers': COUNT, 'convolutions': COUNT},
 }
-NEEDED_DEEP = 'a deeper model without convolutions that is fine-tuned on the same task'
 
 
 @dataclasses.dataclass(frozen=True)
